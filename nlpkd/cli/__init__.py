@@ -19,10 +19,13 @@ from nlpkd.cli import information, labelling, measuring, publishing, training
 from nlpkd.cli.screen import show_phases
 from nlpkd.evaluation.records import without_controls
 from nlpkd.utils.packages import installed_version
-from nlpkd.utils.provenance import without_tokens
+from nlpkd.utils.provenance import FORESEEN, without_tokens
 
 UNFORESEEN = 4
 """Exit status of an error that nlpkd did not foresee; its traceback is in the file that the message names."""
+
+UNREAD = 141
+"""Exit status where nobody reads what is printed any more, as under `head`: that of SIGPIPE in a shell."""
 
 _LONGEST_ERROR = 2_000
 
@@ -31,8 +34,8 @@ app = typer.Typer(
     name="nlpkd",
     help="Distil a fine-tuned text classifier into a small, fast student, and measure what it cost.",
     epilog="Exit status: 0 done, 1 a check failed (verify, doctor), 2 something to mend, 3 see export, "
-    f"{UNFORESEEN} an unforeseen error, 130 stopped by Ctrl-C, 143 by SIGTERM (train-teacher and distill: with a "
-    "checkpoint).",
+    f"{UNFORESEEN} an unforeseen error, 130 stopped by Ctrl-C, {UNREAD} nobody reads the output, 143 by SIGTERM "
+    "(train-teacher and distill: with a checkpoint).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -74,15 +77,33 @@ def main() -> None:
     logging.setLogRecordFactory(partial(_printable_record, logging.getLogRecordFactory()))
     try:
         app()
-    except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError, MemoryError) as error:
-        typer.echo(f"nlpkd: {_in_one_line(error)}", err=True)
+    except SystemExit as ended:
+        # Typer and rich end with 1 where nobody reads what they print, which is the status of a check that failed.
+        if isinstance(ended.__context__, BrokenPipeError):
+            raise SystemExit(UNREAD) from ended
+        raise
+    except FORESEEN as error:
+        _tell(f"nlpkd: {_in_one_line(error)}")
         raise SystemExit(2) from error
     except Exception as error:
         handle, path = tempfile.mkstemp(prefix="nlpkd-", suffix=".log")
         with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as log:
             log.write(_printable(traceback.format_exc()))
-        typer.echo(f"nlpkd: unforeseen {_in_one_line(error)}; the traceback is in {path}", err=True)
+        _tell(f"nlpkd: unforeseen {_in_one_line(error)}; the traceback is in {path}")
         raise SystemExit(UNFORESEEN) from error
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except BrokenPipeError:
+                # What is left in it would be written as Python ends, which then has a status of its own.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _tell(text: str) -> None:
+    """Print a line on standard error, where anybody reads that."""
+    with suppress(BrokenPipeError):
+        typer.echo(text, err=True)
 
 
 def _printable(text: str) -> str:
@@ -105,5 +126,5 @@ def _in_one_line(error: Exception) -> str:
     if len(told) > _LONGEST_ERROR:
         # What to do stands at the end.
         told = f"{told[: _LONGEST_ERROR // 2]} ... {told[-_LONGEST_ERROR // 2 :]}"
-    foreseen = isinstance(error, (ValueError, OSError, RuntimeError, FloatingPointError, ImportError))
+    foreseen = isinstance(error, FORESEEN) and not isinstance(error, MemoryError)
     return told if foreseen and told else f"{kind}: {told}" if told else kind

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -164,7 +163,8 @@ def distill(
         from nlpkd.pipeline.dry_run import plan_distillation
 
         args, options = training_config(given)
-        typer.echo(plan_distillation(args, trainings=options.pop("num_seeds"), **options).to_text())
+        planned = {"trainings": options.pop("num_seeds"), "learning_rate_is_given": "learning_rate" in given}
+        typer.echo(plan_distillation(args, **planned, **options).to_text())
         return
     from nlpkd.pipeline.distill import distill as run
 
@@ -269,16 +269,9 @@ def tune(
     asked = dict(_searched(entry) for entry in search or [])
     given = arguments(context) | {"layers": layers or [3], "search": asked or None}
     if shared["dry_run"]:
-        from nlpkd.pipeline.dry_run import plan_distillation
-        from nlpkd.pipeline.tune import check_search
+        from nlpkd.pipeline.dry_run import plan_search
 
-        args, options = training_config({"save_strategy": "no"} | given)
-        _, depths, trials = (options.pop(name) for name in ("search", "layers", "n_trials"))
-        check_search(asked, objectives, depths, trials, args)
-        # The dearest trial: the deepest student, for as long as any. None of them is kept.
-        args = replace(args, num_train_epochs=max(asked.get("num_train_epochs", [args.num_train_epochs])))
-        plan = plan_distillation(args, trainings=trials, student=f"layers:{max(depths)}", reported=False, **options)
-        typer.echo(replace(plan, disk_mb=0.0).to_text())
+        typer.echo(plan_search(**given).to_text())
         return
     from nlpkd.pipeline.tune import tune as run
 

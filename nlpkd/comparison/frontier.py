@@ -8,6 +8,7 @@ import math
 import re
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from nlpkd.comparison.student import TEACHER, FrontierStudent, in_one_line
 from nlpkd.comparison.table import FrontierReport
 from nlpkd.compression.int8 import INT8_FILE
 from nlpkd.data.arguments import DataArguments
+from nlpkd.data.rows import measured_split
 from nlpkd.data.sources import Source
 from nlpkd.data.text_classification import load_text_classification
 from nlpkd.evaluation.benchmark import describe_environment, measure_latency, measure_text_to_label
@@ -33,7 +35,7 @@ from nlpkd.pipeline.distill import distill
 from nlpkd.pipeline.dry_run import Plan
 from nlpkd.pipeline.roles import Teachers
 from nlpkd.utils.field_types import plain_arguments
-from nlpkd.utils.locks import only_run
+from nlpkd.utils.locks import only_run, refuse_unfit_folder
 from nlpkd.utils.provenance import command_line, now
 from nlpkd.utils.randomness import check_num_seeds
 
@@ -129,7 +131,7 @@ def frontier(
     settings |= {"objectives": objectives, **keywords}
     check_num_seeds(num_seeds, keywords.get("seed") or 0)
     with only_run(out):
-        made = _students(out, students, only, settings, overrides or {})
+        made, texts = _students(out, students, only, settings, overrides or {})
 
         # The students, one after another.
         for number, student in enumerate(made, start=1):
@@ -142,7 +144,7 @@ def frontier(
         finished = [student for student in made if student.finished]
         if not finished:
             raise ValueError(f"no student was made: {'; '.join(f'{name}: {why}' for name, why in failed.items())}")
-        report = _compare(finished, settings, out, limits, failed)
+        report = _compare(finished, texts, settings, out, limits, failed)
         report.save(out)
     return report
 
@@ -169,7 +171,9 @@ def plan_frontier(*arguments: Any, **keywords: Any) -> FrontierPlan:
     check_num_seeds(num_seeds, given["keywords"].get("seed") or 0)
     settings = {name: given[name] for name in _OF_ALL_STUDENTS} | given["keywords"]
     plans: dict[str, Plan | str] = {}
-    for student in _students(Path(given["output_dir"]), given["students"], only, settings, given["overrides"] or {}):
+    out, overrides = Path(given["output_dir"]), given["overrides"] or {}
+    refuse_unfit_folder(out)
+    for student in _students(out, given["students"], only, settings, overrides)[0]:
         left = num_seeds - student.finished
         if student.name != TEACHER and student.is_made(only) and left > 0:
             try:
@@ -188,8 +192,11 @@ def _students(
     only: Sequence[str],
     settings: Mapping[str, Any],
     overrides: Mapping[str, Mapping[str, Any]],
-) -> list[FrontierStudent]:
-    """Return the students that are asked for, each with its arguments; refuse those that can't be right."""
+) -> tuple[list[FrontierStudent], _MeasuredTexts]:
+    """Return the students that are asked for, each with its arguments, and what all of them are timed on.
+
+    Students that can't be right are refused, and a teacher or rows that can't be read: no student could be made.
+    """
     teacher, own = settings["teacher"], inspect.signature(distill).parameters
     refuse_other_than_name(teacher, "the teacher")
     if ModelSource.of(teacher).is_onnx:
@@ -204,7 +211,8 @@ def _students(
     if PartialState().num_processes > 1:
         raise ValueError("frontier runs in one process: launch `nlpkd distill` for each student instead")
     folders = _folders(out, names, only, overrides)
-    return [FrontierStudent.of(name, folder, settings, overrides.get(name, {})) for name, folder in folders.items()]
+    made = [FrontierStudent.of(name, folder, settings, overrides.get(name, {})) for name, folder in folders.items()]
+    return made, _MeasuredTexts.of(settings)
 
 
 def _check_overrides(overrides: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]) -> None:
@@ -253,6 +261,7 @@ def _folders(out: Path, students: Sequence[str], only: Sequence[str], overrides:
 
 def _compare(
     students: Sequence[FrontierStudent],
+    texts: _MeasuredTexts,
     given: Mapping[str, Any],
     out: Path,
     limits: Limits,
@@ -264,7 +273,7 @@ def _compare(
     _refuse_other_rows(reports)
     deployed = {student.name: INT8_FILE if given["ship"] else "student" for student in students}
     files = {each.name: each.folder / INT8_FILE if given["ship"] else each.folder for each in students}
-    text_to_label_ms, pass_ms = _times_together({REFERENCE: given["teacher"], **files}, given)
+    text_to_label_ms, pass_ms = _times_together({REFERENCE: given["teacher"], **files}, texts, given)
 
     # The teacher and each student as a point; several seeds move the first one's interval to their mean.
     first = reports[students[0].name]
@@ -302,22 +311,36 @@ def _quality(candidate: Candidate, metric: str) -> Interval:
     return figure or Interval(1.0, 1.0, 1.0)
 
 
-def _times_together(models: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
+@dataclass(frozen=True)
+class _MeasuredTexts:
+    """Some texts that the students are measured on, and the most tokens that are read of each."""
+
+    texts: list[tuple[str, ...]]
+    max_length: int
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> _MeasuredTexts:
+        """Read them as the teacher reads them."""
+        source = ModelSource.of(given["teacher"], None, bool(given.get("trust_remote_code")))
+        data_args, _ = DataArguments.split_keywords(given)
+        asked = Teachers([source], [source.tokenizer()], None).fill_in_task_and_names(data_args)
+        splits = [given[split] for split in ("train", "validation", "test")]
+        data = load_text_classification(*splits, tokenizer=source.tokenizer(), data_args=asked)
+        rows = data[measured_split(data.splits)]
+        chosen = rows.select(np.linspace(0, len(rows) - 1, num=min(_TIMED_TEXTS, len(rows)), dtype=int))
+        return cls(list(zip(*(chosen[column][:] for column in data.text_columns), strict=True)), data.max_length)
+
+
+def _times_together(
+    models: Mapping[str, Any], measured: _MeasuredTexts, given: Mapping[str, Any]
+) -> tuple[dict[str, float], dict[str, float]]:
     """Time all models in turn on the measured texts, from text to label and by the pass alone."""
     trust = bool(given.get("trust_remote_code"))
     sources = {name: ModelSource.of(each, None, trust) for name, each in models.items()}
     tokenizers = {name: source.tokenizer() for name, source in sources.items()}
-    # The rows that the students were measured on.
-    data_args, _ = DataArguments.split_keywords(given)
-    asked = Teachers([sources[REFERENCE]], [tokenizers[REFERENCE]], None).fill_in_task_and_names(data_args)
-    splits = [given[split] for split in ("train", "validation", "test")]
-    data = load_text_classification(*splits, tokenizer=tokenizers[REFERENCE], data_args=asked)
-    rows = data["test" if "test" in data else "validation"]
-    chosen = rows.select(np.linspace(0, len(rows) - 1, num=min(_TIMED_TEXTS, len(rows)), dtype=int))
-    texts = list(zip(*(chosen[column][:] for column in data.text_columns), strict=True))
-    max_tokens = {name: int(min(each.model_max_length, data.max_length)) for name, each in tokenizers.items()}
+    max_tokens = {name: int(min(each.model_max_length, measured.max_length)) for name, each in tokenizers.items()}
     # All of them, one process, one after another in turn.
     loaded = {name: source.classifier() for name, source in sources.items()}
-    read = measure_text_to_label(loaded, tokenizers, texts, max_tokens=max_tokens, runs=_TIMED_TEXTS)
+    read = measure_text_to_label(loaded, tokenizers, measured.texts, max_tokens=max_tokens, runs=_TIMED_TEXTS)
     passed = measure_latency(loaded, tokenizers, batches=(1,), runs=_TIMED_TEXTS)
     return read, {name: entries[0].p50_ms for name, entries in passed.items()}

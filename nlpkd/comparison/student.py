@@ -24,7 +24,7 @@ from nlpkd.pipeline.prepare import prepare_job
 from nlpkd.students.kinds import kind_of
 from nlpkd.utils.files import explain_damage, weight_files, write_json
 from nlpkd.utils.locks import only_run
-from nlpkd.utils.provenance import differences, without_tokens
+from nlpkd.utils.provenance import FORESEEN, differences, without_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -129,8 +129,9 @@ class FrontierStudent:
                 distill(student=self.name, num_seeds=num_seeds, **more | self.arguments)
             self.finished = num_seeds
         except Exception as error:
-            logger.error("%s failed, and the others go on.", self.name, exc_info=error)
             self.error = in_one_line(error)
+            unforeseen = None if isinstance(error, FORESEEN) else error
+            logger.error("%s failed, and the others go on: %s", self.name, self.error, exc_info=unforeseen)
         self._save()
 
     def plan(self, num_seeds: int) -> Plan:
@@ -138,7 +139,11 @@ class FrontierStudent:
         args = self._settings()
         options = self.arguments.keys() - training_settings() - {"baseline_dir"}
         return plan_distillation(
-            args, trainings=num_seeds, student=self.name, **{name: self.arguments[name] for name in options}
+            args,
+            trainings=num_seeds,
+            learning_rate_is_given="learning_rate" in self.arguments,
+            student=self.name,
+            **{name: self.arguments[name] for name in options},
         )
 
     def _settings(self) -> DistillationConfig:

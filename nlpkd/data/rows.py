@@ -314,3 +314,18 @@ def class_counts(rows: Any, names: Sequence[str]) -> list[int]:
         return [rows.summary.class_counts[name] for name in names]
     counts = Counter(rows["labels"][:])
     return [counts[number] for number in range(len(names))]
+
+
+def measured_split(splits: Mapping[str, Any]) -> str:
+    """Return the name of the split that a report is of: the test rows, or else the validation rows.
+
+    Args:
+        splits: by name.
+
+    Raises:
+        ValueError: if there are neither.
+    """
+    for name in ("test", "validation"):
+        if name in splits:
+            return name
+    raise ValueError("there are no held-out rows to measure on: give validation=, or validation_split=0.1")

@@ -100,7 +100,11 @@ class AnswerFile:
 
     def kept(self, texts: Sequence[str]) -> int:
         """Count the texts that an earlier run has answered, each text once."""
-        return len({*texts}) - len(self._open(texts, self.read()))
+        return len({*texts}) - len(self.unanswered(texts))
+
+    def unanswered(self, texts: Sequence[str]) -> list[str]:
+        """Return the texts that a run would ask about, each once."""
+        return self._open(texts, self.read())
 
     def _open(self, texts: Sequence[str], known: Mapping[str, Answer], once_more: bool = True) -> list[str]:
         """Return the texts that are to be asked about, each once."""

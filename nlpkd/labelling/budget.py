@@ -50,7 +50,10 @@ class Budget:
     def __post_init__(self) -> None:
         check_field_types(self, endless=("max_cost",))
         if self.max_cost is not None and self.prices is None:
-            raise ValueError(f"max_cost={self.max_cost} needs the prices of tokens: give prices=Prices(input, output)")
+            raise ValueError(
+                f"max_cost={self.max_cost} needs the prices of tokens: give prices=Prices(input, output) "
+                "(--input-price, --output-price)"
+            )
         if not ((self.max_requests or 0) >= 0 and (self.max_cost or 0) >= 0):
             raise ValueError(
                 f"limits must be numbers of at least 0, got {self.max_requests} requests and {self.max_cost}"

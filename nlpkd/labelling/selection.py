@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from nlpkd.evaluation.records import METRIC_NAMES, percent
 from nlpkd.evaluation.report_text import markdown_table
+from nlpkd.models.structure import readable
 from nlpkd.tasks import MULTI_LABEL
+from nlpkd.teachers.base import batches_by_length
 from nlpkd.utils.files import write_atomic, write_json
 
 SELECTIONS = ("uncertainty", "diversity", "random")
@@ -94,6 +98,37 @@ def labels_saved(curve: Sequence[tuple[int, float]], random: Sequence[tuple[int,
     """
     needed, by_chance = (labels_for(each, random[-1][1]) for each in (curve, random))
     return None if needed is None or by_chance is None else 1 - needed / by_chance
+
+
+def read_texts(model: Any, tokenizer: Any, texts: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Run a student on texts.
+
+    Args:
+        model: the student, in eval mode.
+        tokenizer: its tokenizer.
+        texts: the texts.
+        max_length: the most tokens of one.
+
+    Returns:
+        Its probabilities, and the mean of its last hidden states over the tokens.
+    """
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_length)
+    order: list[int] = []
+    found: list[torch.Tensor] = []
+    means: list[torch.Tensor] = []
+    several = model.config.problem_type == MULTI_LABEL
+    with torch.inference_mode():
+        for batch in batches_by_length([len(each) for each in encoded["input_ids"]], 64):
+            columns = {name: [values[number] for number in batch] for name, values in encoded.items()}
+            inputs = tokenizer.pad(columns, return_tensors="pt").to(model.device)
+            output = model(**readable(model, inputs), output_hidden_states=True)
+            mask = inputs["attention_mask"][..., None].float()
+            logits = output.logits.float()
+            order += batch
+            found.append((logits.sigmoid() if several else logits.softmax(-1)).cpu())
+            means.append(((output.hidden_states[-1].float() * mask).sum(1) / mask.sum(1)).cpu())
+    back = np.argsort(order)
+    return torch.cat(found).numpy()[back], torch.cat(means).numpy()[back]
 
 
 def save_curves(output: Path, curves: Mapping[str, Sequence[tuple[int, float]]], select: str, metric: str) -> None:

@@ -244,8 +244,7 @@ def onnx_file(name: str | Path, *, file: str | None = None, revision: str | None
     if path.is_dir():
         # The folder onnx may be a link, which rglob does not follow.
         found = {*path.rglob("*.onnx"), *path.glob("onnx/*.onnx")}
-        names = [each.relative_to(path).as_posix() for each in found]
-        return _choose_onnx(path, names, file)
+        return _choose_onnx(path, [each.relative_to(path).as_posix() for each in found], file)
     try:
         if constants.HF_HUB_OFFLINE:
             return onnx_file(snapshot_download(str(name), revision=revision), file=file)
@@ -260,8 +259,7 @@ def onnx_file(name: str | Path, *, file: str | None = None, revision: str | None
         weights = {each.path: each.lfs.sha256 for each in there if each.lfs and fnmatch(each.path, WEIGHT_FILES)}
         refuse_onnx_of_other_weights(folder, weights)
         # External weights lie beside their file, under its name with a suffix.
-        wanted = f"{chosen_name}*"
-        return Path(snapshot_download(str(name), revision=folder.name, allow_patterns=wanted)) / chosen_name
+        return Path(snapshot_download(str(name), revision=folder.name, allow_patterns=f"{chosen_name}*")) / chosen_name
     except (OSError, HTTPError) as error:
         raise OSError(_explain(name, revision, "ONNX file", error)) from error
 

@@ -37,7 +37,7 @@ from nlpkd.teachers.cache import cache_teacher_outputs
 from nlpkd.training.failures import saved_model
 from nlpkd.training.resuming import checkpoint_to_resume
 from nlpkd.utils.field_types import plain_arguments
-from nlpkd.utils.locks import only_run
+from nlpkd.utils.locks import only_run, refuse_unfit_folder
 from nlpkd.utils.processes import phase
 from nlpkd.utils.randomness import check_num_seeds
 
@@ -281,8 +281,7 @@ def distill(
     data_args, settings = DataArguments.split_of_training(distill, keywords)
     learning_rate_is_given = args is not None or "learning_rate" in settings
     args = with_preset_settings(_settings(args, output_dir, settings), objectives)
-    check_num_seeds(num_seeds, args.seed)
-    refuse_as_output(Path(args.output_dir) / JSON_NAME, train=train, validation=validation, test=test)
+    check_before(args, num_seeds, train=train, validation=validation, test=test)
     prepare: Any = prepare_job
     if isinstance(teacher, LabelingTeacher):
         prepare = partial(prepare_labelled_job, budget=Budget.of(max_requests, max_cost, prices), gold=gold)
@@ -343,6 +342,22 @@ def _settings(
     if settings:
         raise ValueError(f"give either args or single settings, not both: got args and {sorted(settings)}")
     return args
+
+
+def check_before(args: DistillationConfig, num_seeds: int, **sources: Source | None) -> None:
+    """Refuse what can be refused before anything is loaded, of a run and of its plan.
+
+    Args:
+        args: the settings.
+        num_seeds: how many seeds.
+        **sources: the rows by the name of the argument.
+
+    Raises:
+        ValueError: if seeds, output directory and rows do not fit.
+    """
+    check_num_seeds(num_seeds, args.seed)
+    refuse_unfit_folder(args.output_dir)
+    refuse_as_output(Path(args.output_dir) / JSON_NAME, **sources)
 
 
 def cache_for_distillation(args: DistillationConfig, **keywords: Any) -> Dataset:

@@ -2,45 +2,60 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import inspect
+import itertools
 import math
 import resource
 import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
-from transformers import PrinterCallback, TrainerCallback
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
 from nlpkd.evaluation.benchmark import count_parameters
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.prediction import predict_logits
-from nlpkd.objectives.presets import gold_labels_alone, with_preset_settings
+from nlpkd.objectives.presets import Stage, gold_labels_alone, with_preset_settings
+from nlpkd.pipeline.distill import check_before
 from nlpkd.pipeline.job import Job
 from nlpkd.pipeline.prepare import prepare_job, prepare_teacher
 from nlpkd.pipeline.roles import lean_by_default, supervised_trainer
-from nlpkd.training.batches.samplers import LengthGroupedBatchSampler
-from nlpkd.training.resuming import refuse_cut_short, resumes, resumes_last
+from nlpkd.pipeline.tune import DEFAULT_SEARCH, STUDY_FILE, open_study, prepare_search, trials_done, tune
+from nlpkd.training.resuming import (
+    checkpoint_to_resume,
+    finished_before,
+    refuse_cut_short,
+    resolve_resume_checkpoint,
+    resumes,
+    resumes_last,
+    resumes_own,
+    settings_of_stages,
+)
+from nlpkd.training.speed.step_time import PROBED_STEPS, mean_step_ms
 from nlpkd.training.trainer import DistillationTrainer
 from nlpkd.utils.full_disk import nearest_existing_folder, temporary_folder
+from nlpkd.utils.locks import refuse_unfit_folder
 from nlpkd.utils.processes import phase, quiet
-
-PROBED_STEPS = 8
-"""Optimizer steps that are timed, after one of warm-up."""
 
 PROBED_ROWS = 128
 """Held-out rows that are predicted."""
 
 TIMED_PASSES = (1, 32)
 """Texts of a pass whose latency a report has, each as often as `DistillationConfig.latency_runs` says."""
+
+_OF_STEPS = ("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps")
+"""Settings by which a training has more or fewer steps."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +66,7 @@ class Plan:
         models: `(name, parameters, MB)` each, of the teacher's files and of the student's float32 weights.
         rows: training rows.
         steps: optimizer steps of each stage.
+        done: how many of these the first training has, which is resumed.
         step_ms: mean time of one, stage by stage; the teacher runs on every batch of the probe.
         baseline_step_ms: of a baseline, None without any.
         baselines: how many are trained beside each student.
@@ -72,13 +88,15 @@ class Plan:
     peak_memory_mb: float
     disk_mb: float
     free_disk_mb: float
+    done: list[int] = field(default_factory=list)
 
     @property
     def training_minutes(self) -> float:
         """All trainings, and those of their baselines."""
         seconds = sum(steps * each for steps, each in zip(self.steps, self.step_ms, strict=True)) / 1e3
         seconds += self.baselines * sum(self.steps) * (self.baseline_step_ms or 0.0) / 1e3
-        return self.trainings * seconds / 60
+        before = sum(steps * each for steps, each in zip(self.done, self.step_ms, strict=False)) / 1e3
+        return (self.trainings * seconds - before) / 60
 
     @property
     def measuring_minutes(self) -> float:
@@ -91,6 +109,8 @@ class Plan:
         for number, (steps, each) in enumerate(zip(self.steps, self.step_ms, strict=True), start=1):
             stage = f"stage {number}: " if len(self.steps) > 1 else ""
             lines.append(f"{stage}{steps:,} steps of {each:.0f} ms (mean of {PROBED_STEPS})")
+        if any(self.done):
+            lines.append(f"resumed: {sum(self.done):,} of {sum(self.steps):,} steps are done")
         if self.baseline_step_ms is not None:
             named = "baseline" if self.baselines == 1 else f"{self.baselines} baselines, each"
             lines.append(f"{named}: {sum(self.steps):,} steps of {self.baseline_step_ms:.0f} ms")
@@ -105,13 +125,21 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan_distillation(args: DistillationConfig, *, trainings: int = 1, reported: bool = True, **keywords: Any) -> Plan:
+def plan_distillation(
+    args: DistillationConfig,
+    *,
+    trainings: int = 1,
+    reported: bool = True,
+    learning_rate_is_given: bool = True,
+    **keywords: Any,
+) -> Plan:
     """Load everything a distillation needs, train some steps in a temporary directory, and say what a run takes.
 
     Args:
         args: the settings.
         trainings: how many seeds, or trials of a search, would be trained.
         reported: whether teacher, student and baselines are measured for a report, or the student alone for a search.
+        learning_rate_is_given: whether the settings name one; else it is the one that suits the student.
         **keywords: teacher, student, data, baselines and the rest, as for `nlpkd.distill`.
 
     Returns:
@@ -124,7 +152,11 @@ def plan_distillation(args: DistillationConfig, *, trainings: int = 1, reported:
         raise ValueError(f"trainings (num_seeds of a distillation) must be at least 1, got {trainings}")
     data_args, options = DataArguments.split_keywords(keywords)
     args = with_preset_settings(args, options.get("objectives"))
-    return _plan(prepare_job(args, data_args=data_args, **options), args, "student", trainings, reported)
+    check_before(args, trainings, **{name: options.get(name) for name in ("train", "validation", "test")})
+    job = prepare_job(args, data_args=data_args, **options)
+    if not learning_rate_is_given:
+        args = dataclasses.replace(args, learning_rate=job.learning_rate)
+    return _plan(job, args, "student", trainings, reported)
 
 
 def plan_teacher(args: DistillationConfig, **keywords: Any) -> Plan:
@@ -142,7 +174,42 @@ def plan_teacher(args: DistillationConfig, **keywords: Any) -> Plan:
     """
     args = lean_by_default(args)
     data_args, options = DataArguments.split_keywords(keywords)
+    refuse_unfit_folder(args.output_dir)
     return _plan(prepare_teacher(args, data_args=data_args, **options), args, "model", 1, reported=False)
+
+
+def plan_search(*arguments: Any, **keywords: Any) -> Plan:
+    """Plan a search: the trials that are left, each as long as the longest, with the deepest student.
+
+    Args:
+        *arguments: those of `nlpkd.pipeline.tune.tune`, with its defaults.
+        **keywords: likewise.
+
+    Returns:
+        The plan; none of its students is kept.
+
+    Raises:
+        ValueError: if the search would be refused, also as its folder has the trials of another one.
+    """
+    bound = inspect.signature(tune).bind(*arguments, **keywords)
+    bound.apply_defaults()
+    given: dict[str, Any] = bound.arguments | bound.arguments["keywords"]
+    del given["keywords"]
+    search = given["search"] = dict(DEFAULT_SEARCH if given["search"] is None else given["search"])
+    job, args, _, asked = prepare_search(**given)
+    journal = Path(args.output_dir) / STUDY_FILE
+    with temporary_folder() as folder:
+        # A copy, since a study that is opened is written to.
+        if journal.is_file():
+            shutil.copyfile(journal, Path(folder) / STUDY_FILE)
+        left = given["n_trials"] - trials_done(open_study(Path(folder) / STUDY_FILE, asked, journal.parent))
+    names = [name for name in _OF_STEPS if name in search]
+    drawn = [dict(zip(names, values, strict=True)) for values in itertools.product(*(search[name] for name in names))]
+    rows = len(job.data["train"])
+    longest = max((dataclasses.replace(args, **each) for each in drawn), key=lambda each: _steps(each, rows))
+    # The settings of the stage are among those that a trial's go over.
+    job = dataclasses.replace(job, stages=[Stage(job.stages[0].objectives)])
+    return dataclasses.replace(_plan(job, longest, "student", max(0, left), reported=False), disk_mb=0.0)
 
 
 def _plan(job: Job, args: DistillationConfig, name: str, trainings: int, reported: bool) -> Plan:
@@ -151,6 +218,7 @@ def _plan(job: Job, args: DistillationConfig, name: str, trainings: int, reporte
     settings = [dataclasses.replace(args, **stage.settings) for stage in job.stages]
     count = len(job.data["train"])
     steps = [_steps(each, count) for each in settings]
+    done = _steps_done(job, args, name) if resumes(args) else [0] * len(steps)
     student, gold = job.make_untrained_student(args.seed), gold_labels_alone(job.stages, job.class_weights)[-1]
     # Some steps of each stage and of a baseline, of which nothing is kept, and some held-out rows.
     timing = phase("Timing some steps"), temporary_folder(), quiet("nlpkd.training")
@@ -159,10 +227,10 @@ def _plan(job: Job, args: DistillationConfig, name: str, trainings: int, reporte
         for each, stage in zip(settings, job.stages, strict=True):
             short = _short(each, str(folder))
             trainer = job.trainer(job.make_untrained_student(args.seed), short, stage)
-            step_ms.append(_step_ms(trainer))
+            step_ms.append(mean_step_ms(trainer))
         gold_ms = None
         if job.baselines:
-            gold_ms = _step_ms(supervised_trainer(student, short, job.data, job.tokenizer, gold))
+            gold_ms = mean_step_ms(supervised_trainer(student, short, job.data, job.tokenizer, gold))
         measuring_s = _measuring_s(job, trainer, settings, steps, reported)
     models = [(name, count_parameters(student), _float32_mb(student))]
     if job.teacher is not None:
@@ -172,6 +240,7 @@ def _plan(job: Job, args: DistillationConfig, name: str, trainings: int, reporte
         models=models,
         rows=count,
         steps=steps,
+        done=done,
         step_ms=step_ms,
         baseline_step_ms=gold_ms,
         baselines=len(job.baselines),
@@ -187,53 +256,28 @@ def _float32_mb(model: torch.nn.Module) -> float:
     return 4e-6 * count_parameters(model)
 
 
-class _Timer(TrainerCallback):
-    """Notes when each optimizer step ends."""
-
-    def __init__(self) -> None:
-        self.ends_s: list[float] = []
-
-    def on_step_end(self, *given: Any, **options: Any) -> None:
-        self.ends_s.append(time.perf_counter())
-
-
-def _step_ms(trainer: DistillationTrainer) -> float:
-    """Return the mean time from the end of a step to that of the next one, in which its batch is made too."""
-    rows: Any = trainer.train_dataset
-    batches = getattr(trainer.get_train_dataloader(), "batch_sampler", None)
-    if isinstance(rows, Dataset) and isinstance(batches, LengthGroupedBatchSampler):
-        trainer.train_dataset = rows.select(typical_first(batches))
-        trainer.args.train_sampling_strategy = "sequential"
-    timer = _Timer()
-    trainer.add_callback(timer)
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    return 1e3 * float(np.diff(timer.ends_s).mean())
-
-
-def typical_first(batches: LengthGroupedBatchSampler) -> np.ndarray:
-    """Return the numbers of all rows, first those of some steps that take as long on average as all steps do.
-
-    Steps of texts of like lengths differ so much that a few of them, as they come, may say anything. No row is left
-    out, since the text of all rows decides which embedding rows are trained.
-
-    Args:
-        batches: the steps of an epoch.
-
-    Returns:
-        The rows of the step with the longest text, on which memory and threads warm up, then of `PROBED_STEPS` steps
-        from short to long ones, then the others.
-    """
-    steps = [each for each in batches.steps() if len(each) == batches.step_size]
-    longest_text = np.array([batches.lengths[step].max() for step in steps], dtype=float)
-    order = np.argsort(longest_text)[::-1]
-    # Of each eighth of the steps the one whose longest text has the mean length of that eighth.
-    chosen = list(order[:1])
-    for part in filter(len, np.array_split(order, PROBED_STEPS)):
-        distance = np.abs(longest_text[part] - longest_text[part].mean())
-        chosen += [number for number in part[np.argsort(distance)] if number not in chosen][:1]
-    first = np.concatenate([np.zeros(0, dtype=int), *(steps[number] for number in chosen)])
-    return np.concatenate([first, np.setdiff1d(np.arange(len(batches.lengths)), first)])
+def _steps_done(job: Job, args: DistillationConfig, name: str) -> list[int]:
+    """Count the steps of each stage that a run would take up; refuse, as it would, what is another run's."""
+    done = [0] * len(job.stages)
+    student = job.student_to_train(args.seed)
+    settings = settings_of_stages(args, [stage.settings for stage in job.stages])
+    for number, (own, stage) in enumerate(zip(settings, copy.deepcopy(job.stages), strict=True)):
+        folder = Path(str(own.output_dir))
+        if not folder.is_dir():
+            break
+        if name == "model":
+            trainer = supervised_trainer(student, own, job.data, job.tokenizer, stage.objectives)
+        else:
+            trainer = job.trainer(student, own, stage)
+        state = finished_before(trainer) if name != "model" and resumes_own(own) else None
+        if state is None:
+            checkpoint = resolve_resume_checkpoint(checkpoint_to_resume(own), str(folder), trainer.describe_run())
+            if checkpoint is not None:
+                done[number] = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)).global_step
+            break
+        done[number] = state.global_step
+        student = type(student).from_pretrained(folder)
+    return done
 
 
 def _measuring_s(

@@ -41,7 +41,8 @@ from nlpkd.models.source import ModelSource
 from nlpkd.tasks import SINGLE_LABEL, task_of
 from nlpkd.utils.field_types import plain_arguments, with_home
 from nlpkd.utils.files import weights_sha256
-from nlpkd.utils.locks import LOCK, missing_folders, only_writer, refuse_unfit_folder, remove_empty
+from nlpkd.utils.full_disk import nearest_existing_folder
+from nlpkd.utils.locks import LOCK, only_writer, refuse_unfit_folder
 from nlpkd.utils.packages import require
 from nlpkd.utils.processes import phase, quiet
 from nlpkd.utils.provenance import command_line, now
@@ -326,13 +327,11 @@ def _last_part(path: str) -> str:
 def _check_writable(folder: Path) -> None:
     """Refuse a folder for a report that can't be made or written to, or that a run is writing to."""
     refuse_unfit_folder(folder)
-    missing = missing_folders(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         # What is refused leaves nothing behind, and where no lock was ever made nobody holds one.
-        with only_writer(folder) if (folder / LOCK).exists() else nullcontext(), tempfile.TemporaryFile(dir=folder):
+        there = nearest_existing_folder(folder)
+        with only_writer(folder) if (folder / LOCK).exists() else nullcontext(), tempfile.TemporaryFile(dir=there):
             pass
-        remove_empty(missing)
     except OSError as error:
         raise ValueError(f"output_dir={str(folder)!r} can't be written to ({error}): choose another folder") from error
 

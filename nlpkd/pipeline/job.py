@@ -40,7 +40,7 @@ from nlpkd.teachers.compatibility import align_copied_head
 from nlpkd.training.failures import saved_model
 from nlpkd.training.publishing import describe_data, describe_training, measurement_sha256
 from nlpkd.training.rehearsal import rehearse_loss, rows_to_try
-from nlpkd.training.resuming import Training, resumes, resumes_last, settings_beside, stage_folder, train_once
+from nlpkd.training.resuming import Training, resumes, settings_beside, settings_of_stages, stage_folder, train_once
 from nlpkd.training.trainer import DistillationTrainer
 from nlpkd.utils.files import numbered_folders, weights_sha256
 from nlpkd.utils.processes import phase, quiet
@@ -174,15 +174,8 @@ class Job:
         student = self.student_to_train(args.seed)
         ask_for_label_names(student.config, self.data["train"])
         untrained = {name: make(args.seed) for name, make in self.baselines.items()}
-        lessons, settings = gold_labels_alone(stages, self.class_weights), []
-        for number, stage in enumerate(stages, start=1):
-            own = replace(args, **stage.settings, push_to_hub=False)
-            if number < len(stages):
-                own = settings_beside(own, stage_folder(Path(args.output_dir), number, len(stages)))
-            if resumes_last(args):
-                # The first training tells whether the job is the one that is resumed.
-                own = replace(own, resume_from_checkpoint="True" if number == 1 else "auto")
-            settings.append(own)
+        lessons = gold_labels_alone(stages, self.class_weights)
+        settings = settings_of_stages(args, [stage.settings for stage in stages])
         # The student, stage after stage; only the last one's trainer is kept.
         done = []
         for number, (own, stage) in enumerate(zip(settings, stages, strict=True), start=1):
@@ -396,13 +389,13 @@ class Job:
             ]
         if trainer.args.augment is not None:
             record["settings"] |= describe_augmentation(trainer.args, trainer.model.config)
-        order = {"label_order": trainer.teacher_order} if trainer.teacher_order else {}
-        rows = self.rows_to_measure(trainer.model.config)[1]
         return record | {
             "command": command_line(),
             "date": now(),
-            "teacher": self.origin["teacher"] | order,
+            "teacher": self.origin["teacher"]
+            | ({"label_order": trainer.teacher_order} if trainer.teacher_order else {}),
             "student": self.origin["student"]
             | {"model_type": trainer.model.config.model_type, "weights_sha256": weights_sha256(folder)},
-            "data": describe_data(self.data, split, rows, self.origin) | self._learned,
+            "data": describe_data(self.data, split, self.rows_to_measure(trainer.model.config)[1], self.origin)
+            | self._learned,
         }

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -30,15 +29,13 @@ from nlpkd.labelling.rows import (
     with_answers,
     with_equal_probabilities,
 )
-from nlpkd.labelling.selection import SELECTIONS, margins, save_curves, select_texts
+from nlpkd.labelling.selection import SELECTIONS, margins, read_texts, save_curves, select_texts
 from nlpkd.models.source import ModelSource, identity_of_model
-from nlpkd.models.structure import readable
 from nlpkd.objectives.objective_set import ObjectiveSet, with_settings
 from nlpkd.objectives.presets import resolve
 from nlpkd.pipeline.job import Job
 from nlpkd.pipeline.prepare import prepare_job
-from nlpkd.tasks import MULTI_LABEL
-from nlpkd.teachers.base import LabelingTeacher, as_teacher, batches_by_length
+from nlpkd.teachers.base import LabelingTeacher, as_teacher
 from nlpkd.training.checkpoints import LENGTH, describe_lessons
 from nlpkd.utils.field_types import plain_arguments
 from nlpkd.utils.fingerprints import hash_tokenizer, hash_value
@@ -229,11 +226,19 @@ class Rounds:
         self._kept()
 
     def most(self) -> list[str]:
-        """Return as many texts as may be asked about; which ones is chosen in the rounds."""
-        count, shared = self.budget, self.budget // self.rounds
-        if self._measures_random():
-            count += self.budget - shared
-        return [self.texts[row] for row in self._distinct()[:count]]
+        """Return the texts of the rounds that are known by now, and as many others as the rest may ask about."""
+        left, kept, rows = {*self.answers.unanswered(self.texts)}, self._kept(), dict[int, None]()
+        for kind in sorted(self._kinds(), key="random".__ne__):
+            chosen: list[int] = []
+            for _, pool, by_chance, picked in self._each_round(kind, kept, chosen):
+                if picked is None and chosen and kind != "random":
+                    # What a student will choose: at worst what nobody has asked about yet.
+                    pool.sort(key=lambda row: row in rows or self.texts[row] not in left)
+                    chosen += pool[: self.budget - len(chosen)]
+                    break
+                chosen += by_chance if picked is None else picked
+            rows |= dict.fromkeys(chosen)
+        return [self.texts[row] for row in rows]
 
     def buy(self, limits: Budget | None = None) -> list[int]:
         """Choose rows, ask about them, and keep the curve beside the output.
@@ -244,30 +249,23 @@ class Rounds:
         Returns:
             The numbers of the chosen rows.
         """
-        distinct, kept = self._distinct(), self._kept()
-        curves: dict[str, list[tuple[int, float]]] = {}
-        for kind in [self.select, "random"] if self._measures_random() else [self.select]:
-            generator, learner = np.random.default_rng(self.settings.get("seed", 42)), None
-            chosen: list[int] = []
-            for number in range(self.rounds):
+        kept, curves = self._kept(), dict[str, list[tuple[int, float]]]()
+        for kind in self._kinds():
+            learner, chosen = None, list[int]()
+            for name, pool, by_chance, picked in self._each_round(kind, kept, chosen):
                 # What the student that was trained last is unsure of; by chance at first.
-                count, taken = self.budget * (number + 1) // self.rounds - len(chosen), set(chosen)
-                pool, name = [row for row in distinct if row not in taken], f"{kind} {number}"
-                by_chance = generator.choice(len(pool), count, replace=False).tolist()
-                picked = kept.rows(name, count, pool)
                 if picked is None:
-                    places = by_chance
+                    picked = by_chance
                     if learner is not None and kind != "random":
                         probabilities, embeddings = learner.read([self.texts[row] for row in pool])
                         unsure = margins(probabilities, self.teacher.problem_type)
-                        places = select_texts(kind, count, unsure, embeddings)
-                    picked = [pool[place] for place in places]
+                        picked = [pool[at] for at in select_texts(kind, len(by_chance), unsure, embeddings)]
                     kept.keep(name, picked)
                 chosen += picked
                 # Buy them, learn from all so far, and measure.
                 texts = [self.texts[row] for row in chosen]
                 bought = self.answers.ask(texts, limits, [f"row {row}" for row in chosen])
-                if self.test is None and number == self.rounds - 1:
+                if self.test is None and len(chosen) == self.budget:
                     break
                 labelled = with_answers(self.rows.select(chosen), texts, bought, self.teacher)
                 learner = _Learner.of(self.student, labelled, self.test, self.output, self.teacher, **self.settings)
@@ -279,8 +277,19 @@ class Rounds:
             save_curves(self.output, curves, self.select, learner.metric)
         return result
 
-    def _measures_random(self) -> bool:
-        return self.against_random and self.select != "random"
+    def _each_round(
+        self, kind: str, kept: RoundFile, chosen: Sequence[int]
+    ) -> Iterator[tuple[str, list[int], list[int], list[int] | None]]:
+        """Yield each round's name, pool, choice by chance and kept one; the caller adds what it takes to `chosen`."""
+        generator = np.random.default_rng(self.settings.get("seed", 42))
+        for number in range(self.rounds):
+            count, taken = self.budget * (number + 1) // self.rounds - len(chosen), set(chosen)
+            pool, name = [row for row in self._distinct() if row not in taken], f"{kind} {number}"
+            by_chance = [pool[at] for at in generator.choice(len(pool), count, replace=False).tolist()]
+            yield name, pool, by_chance, kept.rows(name, count, pool)
+
+    def _kinds(self) -> list[str]:
+        return [self.select, "random"] if self.against_random and self.select != "random" else [self.select]
 
     def _distinct(self) -> list[int]:
         """Return the first row of each text: equal texts are one text."""
@@ -318,7 +327,8 @@ def _training(
     if "output_dir" in settings:
         raise ValueError("output_dir: a student of a budget is kept beside the output, so leave it out")
     resolve(objectives)
-    quiet_ones = {"save_strategy": "no", "eval_strategy": "no", "report_to": "none"}
+    # Who pays for a teacher has chosen it: gold labels beside it are no reason to stop between two rounds.
+    quiet_ones = {"save_strategy": "no", "eval_strategy": "no", "report_to": "none", "teacher_check": "warn"}
     folder = str(output.with_name(output.name + ".student"))
     return data_args, DistillationConfig(folder, **quiet_ones | settings), set(settings)
 
@@ -376,21 +386,4 @@ class _Learner:
 
     def read(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Run the student: its probabilities, and the mean of its last hidden states over the tokens."""
-        model = self.trainer.model.eval()
-        encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)
-        order: list[int] = []
-        found: list[torch.Tensor] = []
-        means: list[torch.Tensor] = []
-        several = model.config.problem_type == MULTI_LABEL
-        with torch.inference_mode():
-            for batch in batches_by_length([len(each) for each in encoded["input_ids"]], 64):
-                columns = {name: [values[number] for number in batch] for name, values in encoded.items()}
-                inputs = self.tokenizer.pad(columns, return_tensors="pt").to(model.device)
-                output = model(**readable(model, inputs), output_hidden_states=True)
-                mask = inputs["attention_mask"][..., None].float()
-                logits = output.logits.float()
-                order += batch
-                found.append((logits.sigmoid() if several else logits.softmax(-1)).cpu())
-                means.append(((output.hidden_states[-1].float() * mask).sum(1) / mask.sum(1)).cpu())
-        back = np.argsort(order)
-        return torch.cat(found).numpy()[back], torch.cat(means).numpy()[back]
+        return read_texts(self.trainer.model.eval(), self.tokenizer, texts, self.max_length)

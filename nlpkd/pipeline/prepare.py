@@ -20,7 +20,7 @@ from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import OF_A_SOURCE, DataArguments
 from nlpkd.data.label_names import name_classes
 from nlpkd.data.labels.classes import Classes
-from nlpkd.data.rows import labelled_rows
+from nlpkd.data.rows import labelled_rows, measured_split
 from nlpkd.data.sources import Source, name_of
 from nlpkd.data.text_classification import TextClassificationData, load_text_classification
 from nlpkd.data.tokenization import TeacherTokenizers, known_tokenizers
@@ -138,9 +138,7 @@ def prepare_job(
     data = load(tokenizer)
     for each in teachers.models:
         refuse_other_task(each.config(), data.problem_type)
-    if "validation" not in data and "test" not in data:
-        raise ValueError("there are no held-out rows to measure on: give validation=, or validation_split=0.1")
-    measured = test if "test" in data else validation
+    measured = test if measured_split(data.splits) == "test" else validation
 
     # The models, the losses, and the job.
     models, beside = load_models(), teachers.tokenizers_beside(tokenizer)

@@ -32,7 +32,7 @@ from nlpkd.training.checkpoints import LENGTH, describe_lessons
 from nlpkd.utils.field_types import plain_arguments
 from nlpkd.utils.files import cut_torn_line, explain_damage, write_json
 from nlpkd.utils.full_disk import explain_full_disk
-from nlpkd.utils.locks import only_run
+from nlpkd.utils.locks import only_run, refuse_unfit_folder
 from nlpkd.utils.packages import how_to_install
 from nlpkd.utils.processes import decided_by_main_process
 from nlpkd.utils.provenance import differences
@@ -129,52 +129,20 @@ def tune(
         ValueError: if Optuna is missing, there are no held-out rows, a setting is unknown, or the folder has the
             trials of another search (what differs is named).
     """
-    if not is_optuna_available():
-        raise ValueError(f"a search needs Optuna: {how_to_install('tune')}")
     import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
     from optuna.trial import TrialState
 
-    # What can be refused before anything is loaded.
     folder, search = Path(output_dir), dict(DEFAULT_SEARCH if search is None else search)
-    data_args, settings = DataArguments.split_of_training(tune, keywords)
-    args = DistillationConfig(str(folder), **{"save_strategy": "no", "eval_strategy": "no"} | settings)
-    check_search(search, objectives, layers, n_trials, args)
-    args = with_preset_settings(args, objectives)
-    refuse_as_output(folder / TUNING_FILE, train=train, validation=validation)
     with only_run(folder):
-        # Teacher, rows and objectives, as for a distillation; the student is each trial's own.
-        student = f"layers:{max(layers)}"
-        job = prepare_job(args, teacher, student, train, validation, objectives=objectives, data_args=data_args)
-        if "learning_rate" not in settings:
-            args = replace(args, learning_rate=job.learning_rate)
-        args = replace(args, **job.stages[0].settings)
-        if "validation" not in job.data:
-            raise ValueError("there are no held-out rows to choose on: give validation=, or validation_split=0.1")
-        if has_unlabelled(job.data["validation"]):
-            raise ValueError("settings are chosen by gold labels, and validation rows have none")
-        warn_of_one_class(gold_labels(job.data["validation"]), list(job.data.id2label.values()), job.data.problem_type)
-        metric = headline_of(job.data.problem_type, job.data["validation"])
-
-        # What would end the search in a later trial: values of objectives, and the deepest student.
-        of_objectives = {name: values for name, values in search.items() if "." in name}
-        _refuse_values(of_objectives, partial(with_settings, job.stages[0].objectives))
-        make_student(job.parent, max(layers), seed=args.seed)
-
+        given: Any = {"search": search, "layers": layers, "objectives": objectives, "n_trials": n_trials}
+        job, args, metric, asked = prepare_search(teacher, train, validation, **given, output_dir=folder, **keywords)
         # The search, which goes on where it stopped, with other draws than those it began with.
         journal = folder / STUDY_FILE
-        asked = _describe_search(job, args, search, layers)
-        decided_by_main_process(partial(_cut_torn_line, journal))
-        with explain_damage(journal, "delete it, and the search begins anew"):
-            storage = JournalStorage(JournalFileBackend(str(journal)))
         keeping = partial(explain_full_disk, journal, _NOT_KEPT)
         with keeping():
-            decided_by_main_process(partial(_begin_or_go_on, storage, asked, folder))
-        study = optuna.load_study(study_name=_STUDY, storage=storage)
+            study = open_study(journal, asked, folder)
         study.sampler = optuna.samplers.TPESampler(seed=args.seed + len(study.trials))
-        done = len([trial for trial in study.trials if trial.value is not None])
-        for _ in range(done, n_trials):
+        for _ in range(trials_done(study), n_trials):
             # The main process draws, all train, and it keeps the result.
             with keeping():
                 trial = study.ask() if PartialState().is_main_process else None
@@ -195,6 +163,89 @@ def tune(
         if PartialState().is_main_process:
             write_json(folder / TUNING_FILE, asdict(result))
         return result
+
+
+def prepare_search(
+    teacher: Any,
+    train: Source,
+    validation: Source | None,
+    *,
+    search: Mapping[str, Sequence[Any]],
+    layers: Sequence[int],
+    objectives: str | Sequence[Objective] | Sequence[Stage],
+    n_trials: int,
+    output_dir: str | Path,
+    **keywords: Any,
+) -> tuple[Job, DistillationConfig, str, dict[str, Any]]:
+    """Load what all trials need, and refuse what would end the search, now or in a later trial.
+
+    The arguments are those of `tune`.
+
+    Returns:
+        The job; what holds in every trial where it is not searched; the metric; what the trials depend on.
+
+    Raises:
+        ValueError: as `tune`.
+    """
+    if not is_optuna_available():
+        raise ValueError(f"a search needs Optuna: {how_to_install('tune')}")
+    # What can be refused before anything is loaded.
+    folder = Path(output_dir)
+    refuse_unfit_folder(folder)
+    data_args, settings = DataArguments.split_of_training(tune, keywords)
+    args = DistillationConfig(str(folder), **{"save_strategy": "no", "eval_strategy": "no"} | settings)
+    check_search(search, objectives, layers, n_trials, args)
+    args = with_preset_settings(args, objectives)
+    refuse_as_output(folder / TUNING_FILE, train=train, validation=validation)
+
+    # Teacher, rows and objectives, as for a distillation; the student is each trial's own.
+    student = f"layers:{max(layers)}"
+    job = prepare_job(args, teacher, student, train, validation, objectives=objectives, data_args=data_args)
+    if "learning_rate" not in settings:
+        args = replace(args, learning_rate=job.learning_rate)
+    args = replace(args, **job.stages[0].settings)
+    if "validation" not in job.data:
+        raise ValueError("there are no held-out rows to choose on: give validation=, or validation_split=0.1")
+    if has_unlabelled(job.data["validation"]):
+        raise ValueError("settings are chosen by gold labels, and validation rows have none")
+    warn_of_one_class(gold_labels(job.data["validation"]), list(job.data.id2label.values()), job.data.problem_type)
+
+    # What would end the search in a later trial: values of objectives, and the deepest student.
+    of_objectives = {name: values for name, values in search.items() if "." in name}
+    _refuse_values(of_objectives, partial(with_settings, job.stages[0].objectives))
+    make_student(job.parent, max(layers), seed=args.seed)
+    metric = headline_of(job.data.problem_type, job.data["validation"])
+    return job, args, metric, _describe_search(job, args, search, layers)
+
+
+def open_study(journal: Path, asked: dict[str, Any], folder: Path) -> Any:
+    """Open the trials that are kept, or begin with none.
+
+    Args:
+        journal: the file.
+        asked: what the trials depend on, by `prepare_search`.
+        folder: of the search, for messages.
+
+    Returns:
+        The study.
+
+    Raises:
+        ValueError: if the file is damaged, or has the trials of another search.
+    """
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    decided_by_main_process(partial(_cut_torn_line, journal))
+    with explain_damage(folder / STUDY_FILE, "delete it, and the search begins anew"):
+        storage = JournalStorage(JournalFileBackend(str(journal)))
+    decided_by_main_process(partial(_begin_or_go_on, storage, asked, folder))
+    return optuna.load_study(study_name=_STUDY, storage=storage)
+
+
+def trials_done(study: Any) -> int:
+    """Count the trials of a study that ended with a value."""
+    return len([trial for trial in study.trials if trial.value is not None])
 
 
 def check_search(

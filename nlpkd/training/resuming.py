@@ -83,6 +83,25 @@ def settings_beside(args: DistillationConfig, folder: Path) -> DistillationConfi
     )
 
 
+def settings_of_stages(args: DistillationConfig, own: Sequence[Mapping[str, Any]]) -> list[DistillationConfig]:
+    """Return the settings of each stage of a run.
+
+    Args:
+        args: of the run.
+        own: what each stage sets itself.
+    """
+    settings = []
+    for number, stage in enumerate(own, start=1):
+        each = replace(args, **stage, push_to_hub=False)
+        if number < len(own):
+            each = settings_beside(each, stage_folder(Path(args.output_dir), number, len(own)))
+        if resumes_last(args):
+            # The first training tells whether the job is the one that is resumed.
+            each = replace(each, resume_from_checkpoint="True" if number == 1 else "auto")
+        settings.append(each)
+    return settings
+
+
 def stage_folder(folder: Path, number: int, stages: int) -> Path:
     """Return where a stage's model goes: the last one's is the one that was asked for."""
     return folder / f"stage-{number}" if number < stages else folder
@@ -303,7 +322,7 @@ def train_once(trainer: Any, whom: str) -> Training:
     """
     args, folder = trainer.args, Path(trainer.args.output_dir)
     history = folder / TRAINER_STATE_NAME
-    state = _finished_before(trainer, history) if resumes_own(args) else None
+    state = finished_before(trainer) if resumes_own(args) else None
     if state is not None:
         _refuse_unseen("finished training", history)
         logger.warning("The training in %s is finished: its model is used.", folder)
@@ -327,8 +346,13 @@ def train_once(trainer: Any, whom: str) -> Training:
     return Training(trainer.state.global_step, seconds)
 
 
-def _finished_before(trainer: Any, history: Path) -> TrainerState | None:
-    """Return the history of a training that was finished, where it was this very one and its weights are there."""
+def finished_before(trainer: Any) -> TrainerState | None:
+    """Return the history of a training that was finished, where it was this very one and its weights are there.
+
+    Args:
+        trainer: a `DistillationTrainer`, whose output directory is looked into.
+    """
+    history = Path(trainer.args.output_dir) / TRAINER_STATE_NAME
     record = _describe_finished(trainer, trainer.describe_run())
 
     def read() -> TrainerState | None:

@@ -14,7 +14,6 @@ from accelerate import PartialState
 from datasets import disable_progress_bars
 from filelock import FileLock, Timeout
 
-from nlpkd.utils.field_types import plain_arguments
 from nlpkd.utils.files import NUMBERED, remove_leftovers
 from nlpkd.utils.links import refuse_links
 
@@ -36,61 +35,70 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 def only_writer(folder: str | Path, *, wait: bool = False) -> Iterator[None]:
     """Keep other processes from writing to a folder; a process that holds it may hold it once more.
 
-    A folder that was missing, and has nothing in it when an error ends this, is taken away again.
-
     Args:
-        folder: the folder, made where missing.
+        folder: the folder, made where missing; one that was made is removed again if an error leaves nothing in it.
         wait: wait for another writer instead of refusing.
 
     Yields:
         Nothing.
 
     Raises:
-        ValueError: if another run holds it and `wait` is not set, a file is in its place, it is the root of all
-            folders, or the lock or a folder that a run would write to is a link.
+        ValueError: if another run holds it and `wait` is not set, or as `refuse_unfit_folder` does.
     """
     folder = Path(folder)
-    missing = missing_folders(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise ValueError(f"{folder} can't be a folder, since a file is there: choose another one") from None
     refuse_unfit_folder(folder)
-    with lock_of(folder / LOCK, f"writing to {folder}", wait=wait) as first:
-        if first:
-            remove_leftovers(folder)
-        try:
-            yield
-        except BaseException:
-            if first and missing and os.listdir(folder) == [LOCK]:
-                (folder / LOCK).unlink()
-                remove_empty(missing)
-            raise
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with lock_of(folder / LOCK, f"writing to {folder}", wait=wait) as first:
+            if first:
+                remove_leftovers(folder)
+            try:
+                yield
+            except BaseException:
+                if made and os.listdir(folder) == [LOCK]:
+                    (folder / LOCK).unlink()
+                raise
+    except BaseException:
+        with suppress(OSError):
+            for each in made:
+                each.rmdir()
+        raise
 
 
-def missing_folders(folder: Path) -> list[Path]:
-    """Return the folders that are to be made for one, itself first."""
-    return [each for each in (folder, *folder.parents) if not each.exists()]
-
-
-def remove_empty(folders: list[Path]) -> None:
-    """Remove folders, the innermost first, up to one that has something in it by now."""
-    with suppress(OSError):
-        for each in folders:
-            each.rmdir()
-
-
-def refuse_unfit_folder(folder: Path) -> None:
-    """Refuse an output directory with links to what a run writes into, and the root of all folders.
+def refuse_unfit_folder(folder: str | Path) -> None:
+    """Refuse an output directory that no run can have; nothing is made.
 
     Args:
         folder: the directory, perhaps missing.
 
     Raises:
-        ValueError: if there is one, or it is that.
+        ValueError: if a file is in its place, it is the root of all folders, its path is not UTF-8, as tokenizers need
+            it, or there are links to what a run writes into.
     """
+    folder = Path(folder)
     if folder.resolve() == Path(folder.resolve().anchor):
         raise ValueError(f"{folder} is the root of all folders, which no run may fill: choose another folder")
+    path = os.fsencode(folder.resolve())
+    try:
+        path.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"the path {path!r} is not UTF-8, as tokenizers need it: choose another output_dir") from None
+    there = next(each for each in (folder, *folder.parents, Path()) if os.path.lexists(each))
+    if not there.is_dir():
+        raise ValueError(f"{folder} can't be a folder, since a file is there: choose another one")
+    refuse_links_in(folder)
+
+
+def refuse_links_in(folder: Path) -> None:
+    """Refuse an output directory with links to what a run writes into.
+
+    Args:
+        folder: the directory, perhaps missing.
+
+    Raises:
+        ValueError: if there is one.
+    """
     # A pattern finds no link that leads to nothing where it is a plain name.
     found = [path for pattern in _NUMBERED for path in folder.glob(pattern)]
     numbered = [path for path in found if "-" not in path.name or NUMBERED.fullmatch(path.name)]
@@ -147,7 +155,6 @@ def only_writer_if_any(folder: Path, *, wait: bool = False) -> AbstractContextMa
     return only_writer(folder, wait=wait) if not folder.exists() or os.access(folder, os.W_OK) else nullcontext()
 
 
-@plain_arguments
 @contextmanager
 def only_run(output_dir: str | Path) -> Iterator[None]:
     """Keep other runs out of an output directory, and let the main process alone speak.
@@ -159,13 +166,9 @@ def only_run(output_dir: str | Path) -> Iterator[None]:
         Nothing.
 
     Raises:
-        ValueError: if another run holds it, or its path is not UTF-8: tokenizers could not be saved there.
+        ValueError: if another run holds it, or it is none that a run can have; see `refuse_unfit_folder`.
     """
-    path = os.fsencode(Path(output_dir).resolve())
-    try:
-        path.decode("utf-8")
-    except UnicodeDecodeError:
-        raise ValueError(f"the path {path!r} is not UTF-8, as tokenizers need it: choose another output_dir") from None
+    refuse_unfit_folder(output_dir)
     state = PartialState()
     if not state.is_main_process:
         # What is said is said once, by the main process.

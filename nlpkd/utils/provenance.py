@@ -171,3 +171,7 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], place: str) 
         f"{name} ({values[0]} in {place}, {values[1]} here)"
         for name, *values in pairs
     ]  # fmt: skip
+
+
+FORESEEN = (ValueError, OSError, RuntimeError, FloatingPointError, ImportError, MemoryError)
+"""Errors whose message says it all, so that nobody needs a traceback."""

@@ -518,7 +518,11 @@ def test_what_is_left_out_is_the_same_on_the_command_line_and_in_python(command,
 def test_a_refused_run_leaves_the_options_of_the_run_before(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     outcome = CliRunner().invoke(app, ["train-teacher", "--model", "./m", "--train", "x.csv", "--output-dir", "new"])
-    assert isinstance(outcome.exception, ValueError) and not Path("new").exists()
+    assert isinstance(outcome.exception, ValueError) and os.listdir() == []
+    asked = {"compress": ["--data", "x.csv", "--method", "prune-heads"], "evaluate": ["--data", "x.csv"], "export": []}
+    for command, words in asked.items():
+        outcome = CliRunner().invoke(app, [command, "./m", *words, "--output-dir", "new"])
+        assert isinstance(outcome.exception, ValueError) and os.listdir() == [], command
     Path("old").mkdir()
     Path("old/run.yaml").write_text("kept: as it was\n")
     asked = ["--train", "no.csv", "--output-dir", "old", "--set", "report_to=none"]
@@ -728,6 +732,44 @@ def test_a_daemon_s_closed_streams_end_no_command(closed, tmp_path):
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ROOT})
     assert done.returncode == 0, done.stderr
     assert done.stdout == ("" if ">&- " in f"{closed} " and closed != "2>&-" else "name text\n")
+
+
+ENDING = """import json, os, sys
+import typer
+from rich.console import Console
+from nlpkd.cli import app, main
+
+@app.command()
+def end(how: str, status: int):
+    {"typer": typer.echo, "rich": Console().print, "nothing": id}[how]("text")
+    if status in (2, 4):
+        raise {2: ValueError, 4: KeyError}[status]("wrong")
+    raise typer.Exit(status)
+
+ended = []
+for unread in (1, 2):
+    for how in ("typer", "rich", "nothing"):
+        for status in (0, 1, 2, 4):
+            child = os.fork()
+            if not child:
+                reader, writer = os.pipe()
+                os.close(reader)
+                os.dup2(writer, unread)
+                sys.argv = ["nlpkd", "end", how, str(status)]
+                main()
+            ended.append([unread, how, status, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])])
+print(json.dumps(ended))
+"""
+
+
+def test_a_pipe_that_nobody_reads_has_no_status_that_says_something_else(tmp_path):
+    """A check that failed has 1, which is what libraries end with there."""
+    environment = os.environ | {"PYTHONPATH": ROOT, "TMPDIR": tmp_path}
+    done = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, env=environment)
+    ended = json.loads(done.stdout.splitlines()[-1])
+    assert len(ended) == 24
+    for unread, how, status, found in ended:
+        assert found == (141 if unread == 1 and how != "nothing" else status), (unread, how, status)
 
 
 def test_help_needs_neither_torch_nor_transformers():

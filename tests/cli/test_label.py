@@ -6,6 +6,7 @@ import os
 import re
 
 import pytest
+import typer
 import yaml
 from label_server import LabelServer
 from samples import raw_rows, tiny_bert
@@ -277,3 +278,15 @@ def test_gold_rows_are_not_overwritten(folder):
     done = run("label", "--data", "texts.csv", *words, "--output", "gold.parquet")
     assert "gold=" in str(done.exception) and "would be overwritten" in str(done.exception)
     assert (folder / "gold.parquet").read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["label", "check-labels", "distill"])
+def test_a_limit_without_prices_is_refused_by_the_options_that_give_them(command, folder):
+    rows = {"label": ["--data", "texts.csv", "--output", "l.parquet"]}
+    rows["check-labels"] = ["--data", "dev.csv", "--output", "w.csv"]
+    rows["distill"] = ["--train", "texts.csv", "--validation", "dev.csv", "--output-dir", "out"]
+    refused = run(command, *rows[command], "--decision-model", "m", "--question", "question.yaml",
+                  "--decision-url", "http://127.0.0.1:9", "--max-cost", "1")  # fmt: skip
+    named = set(re.findall(r"--[a-z-]+", str(refused.exception)))
+    taken = {flag for each in typer.main.get_command(app).commands[command].params for flag in each.opts}
+    assert {"--input-price", "--output-price"} <= named <= taken, refused.exception

@@ -109,6 +109,31 @@ def test_a_setting_that_nobody_knows_is_refused_before_any_student_is_made(funct
     assert not (tmp_path / "students").exists()
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"teacher": "nope/here/not"}, {"train": "nope.csv"}, {"validation": None}, {"text_column": "nope"}]
+)
+@pytest.mark.parametrize("function", [nlpkd.frontier, plan_frontier])
+def test_what_all_students_need_is_refused_once_before_the_first_one(function, wrong, job, tmp_path, caplog):
+    with pytest.raises(ValueError) as refused:
+        function(**job | wrong, students=["layers:1", "static"], output_dir=tmp_path / "out")
+    assert "layers:1" not in str(refused.value) and "layers:1" not in caplog.text
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_student_s_failure_is_one_line_of_the_log(job, tmp_path, caplog):
+    with pytest.raises(ValueError, match="no student was made"):
+        nlpkd.frontier(**job, students=["layers:9"], output_dir=tmp_path / "out")
+    (told,) = [each for each in caplog.records if "failed, and the others go on" in each.getMessage()]
+    assert told.exc_info is None and "ValueError" in told.getMessage() and "9 layers" in told.getMessage()
+
+
+@pytest.mark.parametrize("function", [nlpkd.frontier, plan_frontier])
+def test_a_file_where_a_frontier_would_be_is_refused_by_the_plan_too(function, job, tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(ValueError, match="out can't be a folder, since a file is there"):
+        function(**job, students=["static"], output_dir=tmp_path / "out")
+
+
 def test_the_command_prints_the_plan(job, tmp_path):
     files = [word for name in ("teacher", "train", "validation") for word in (f"--{name}", job[name])]
     flags = ["--students", "layers:1,static", "--output-dir", str(tmp_path / "out"), "--max-steps", "8"]

@@ -298,7 +298,7 @@ def test_a_candidate_with_another_tokenizer_reads_its_own_tokens(folders):
 
 def test_a_folder_that_can_not_be_written_to_is_refused_before_models_are_loaded(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="output_dir='.*file/reports' can't be written to .*choose another folder"):
+    with pytest.raises(ValueError, match="file/reports can't be a folder, since a file is there: choose another one"):
         evaluate(tmp_path / "no model", tmp_path / "no data", output_dir=tmp_path / "file" / "reports")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,12 +12,13 @@ from datasets import DatasetDict
 from samples import QUIET, raw_rows, tiny_bert
 from transformers import TrainerCallback
 
-from nlpkd import DistillationConfig
+from nlpkd import DistillationConfig, distill
 from nlpkd.compression import export_int8, export_onnx, to_half
-from nlpkd.pipeline.dry_run import PROBED_STEPS, Plan, _times, plan_distillation, plan_teacher, typical_first
+from nlpkd.pipeline.dry_run import Plan, _times, plan_distillation, plan_teacher
 from nlpkd.pipeline.prepare import prepare_teacher
 from nlpkd.pipeline.roles import supervised_trainer
 from nlpkd.training.batches.samplers import LengthGroupedBatchSampler
+from nlpkd.training.speed.step_time import PROBED_STEPS, typical_first
 
 QUICK = QUIET | {"per_device_train_batch_size": 4, "teacher_check": "off", "rehearsal": False}
 
@@ -125,3 +127,40 @@ def test_a_checkpoint_that_is_not_there_is_refused_before_anything_is_timed(rows
     args = DistillationConfig(str(tmp_path), **QUICK | {"resume_from_checkpoint": str(tmp_path / "nowhere")})
     with pytest.raises(ValueError, match="nowhere is no whole checkpoint: nothing is there"):
         plan_teacher(args, model=tiny_bert(), train=rows, tokenizer=tokenizer)
+
+
+def test_a_plan_refuses_another_run_s_checkpoint_and_counts_what_is_done_as_the_run_does(rows, tokenizer, tmp_path):
+    names = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}}
+    out = tmp_path / "out"
+    settings = QUICK | {"num_train_epochs": 1, "save_strategy": "steps", "save_steps": 2}
+    given = {"teacher": tiny_bert(layers=2, **names), "student": "layers:1", "train": rows, "objectives": "hinton"}
+    given |= {"tokenizer": tokenizer, "teacher_tokenizer": tokenizer}
+
+    def planned(**changed) -> Plan:
+        args = DistillationConfig(str(out), **settings | {"resume_from_checkpoint": "True"} | changed)
+        return plan_distillation(args, learning_rate_is_given="learning_rate" in changed, **given)
+
+    assert planned().done == [0] and not out.exists()
+    distill(**given, output_dir=out, **settings)
+    finished = planned()
+    assert (finished.steps, finished.done) == ([6], [6]) and finished.training_minutes == 0
+    for function in (
+        planned,
+        lambda **changed: distill(**given, **settings | {"resume_from_checkpoint": "True"} | changed, output_dir=out),
+    ):
+        with pytest.raises(ValueError, match="is of another run; what differs: learning_rate"):
+            function(learning_rate=0.5)
+    # It was cut short behind its second step.
+    (out / "trainer_state.json").unlink()
+    for number in (4, 6):
+        shutil.rmtree(out / f"checkpoint-{number}")
+    assert planned().done == [2]
+
+
+@pytest.mark.parametrize("place", ["file", "file/x"])
+def test_a_file_where_the_output_would_be_is_refused_by_a_plan(place, rows, tokenizer, tmp_path):
+    (tmp_path / "file").touch()
+    args = DistillationConfig(str(tmp_path / place), **QUICK)
+    for plan, given in ((plan_teacher, {"model": tiny_bert()}), (plan_distillation, {"teacher": tiny_bert()})):
+        with pytest.raises(ValueError, match="can't be a folder, since a file is there"):
+            plan(args, **given, train=rows, tokenizer=tokenizer)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 
 import pytest
 from samples import QUIET, raw_rows, tiny_bert
@@ -237,6 +238,46 @@ def test_a_dry_run_beside_random_plans_no_less_than_is_bought(tmp_path, small):
     assert not seen and plan.requests == 15
     label(teacher, texts(), **given)
     assert 10 <= len(seen) <= plan.requests
+
+
+@pytest.mark.parametrize("select", ["uncertainty", "random"])
+@pytest.mark.parametrize("against_random", [False, True])
+def test_a_dry_run_of_a_budget_counts_what_is_left_to_buy_wherever_the_run_was_stopped(
+    tmp_path, small, select, against_random
+):
+    given = {
+        "output": tmp_path / "labels.parquet", "budget": 12, "rounds": 3, "student": small, "select": select,
+        "against_random": against_random, "test": raw_rows(20, seed=2), **QUICK, "max_steps": 1,
+    }  # fmt: skip
+    # A run is stopped after so many requests, and the next one goes on.
+    for limit in (0, 4, 7, None):
+        teacher, seen = asking()
+        teacher.rows_per_call = 1
+        plan = label(teacher, texts(), dry_run=True, **given)
+        assert not seen
+        stopped = limit is not None and plan.requests > limit
+        with pytest.raises(ValueError, match="max_requests") if stopped else nullcontext():
+            label(teacher, texts(), max_requests=limit, **given)
+        assert stopped or len(seen) <= plan.requests
+        assert stopped or select != "random" or len(seen) == plan.requests
+    assert label(asking()[0], texts(), dry_run=True, **given).requests == 0
+
+
+def test_gold_labels_that_the_teacher_gets_wrong_end_no_budget_between_two_rounds(tmp_path, small, caplog):
+    """Who pays for a teacher has chosen it, and no option of the command would go on."""
+    teacher, _ = asking()
+    rows = raw_rows(120, seed=1)
+    wrong = [
+        {"text": text, "label": "neg" if label else "pos"}
+        for text, label in zip(rows["text"], rows["label"], strict=True)
+    ]
+    wrong = [each | {"text": f"{each['text']} {at}"} for at, each in enumerate(wrong)]
+    given = {"output": tmp_path / "labels.parquet", "budget": 80, "rounds": 2, "student": small, **QUICK}
+    label(teacher, wrong, **given, select="random")
+    assert "the teacher gets" in caplog.text
+    with pytest.raises(ValueError, match="the teacher gets"):
+        given["output"] = tmp_path / "checked.parquet"
+        label(teacher, wrong, **given, select="random", teacher_check="error")
 
 
 @pytest.mark.parametrize(("given", "rate"), [({}, 2e-4), ({"learning_rate": 0.01}, 0.01)])

@@ -9,6 +9,8 @@ import shutil
 import pytest
 from datasets import DatasetDict
 from samples import QUIET, raw_rows, tiny_bert, tiny_onnx
+from transformers import TrainerCallback
+from transformers.trainer import DEFAULT_CALLBACKS
 from typer.testing import CliRunner
 
 from nlpkd import DistillationTrainer, make_student
@@ -383,3 +385,42 @@ def test_the_command_line_searches_and_proposes_to_report_on_other_rows(teacher,
     assert planned.exit_code == 0 and "training rows: 120" in planned.output, planned.output
     wrong = CliRunner().invoke(app, [*asked, "--search", "learning_rate"])
     assert wrong.exit_code == 2 and "LOW..HIGH" in wrong.output
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        {"per_device_train_batch_size": [4, 5], "num_train_epochs": [1, 2]},
+        {"gradient_accumulation_steps": [1, 4], "learning_rate": (1e-4, 1e-3)},
+        {"max_steps": [3, 7]},
+    ],
+    ids=["batches and epochs", "accumulation", "steps"],
+)
+def test_a_plan_has_the_steps_of_the_longest_trial_and_the_trials_that_are_left(search, teacher, splits, tmp_path):
+    from nlpkd.pipeline.dry_run import plan_search
+    from nlpkd.pipeline.tune import tune
+
+    steps: list[int] = []
+
+    class Counting(TrainerCallback):
+        def on_train_end(self, args, state, control, **options):
+            steps.append(state.global_step)
+
+    few = DatasetDict(train=splits["train"].select(range(40)), validation=splits["validation"].select(range(20)))
+    asked = {"search": search, "layers": (1,), "output_dir": tmp_path / "out", **QUICK}
+    plan = plan_search(teacher, few, n_trials=6, **asked)
+    assert not (tmp_path / "out").exists() and plan.trainings == 6
+    DEFAULT_CALLBACKS.append(Counting)
+    try:
+        tune(teacher, few, n_trials=6, **asked)
+    finally:
+        DEFAULT_CALLBACKS.remove(Counting)
+    assert len(steps) == 6 and max(steps) == plan.steps[0], "six draws miss none of the extremes by these seeds"
+    before = (tmp_path / "out/optuna.log").read_bytes()
+    assert plan_search(teacher, few, n_trials=8, **asked).trainings == 2
+    assert plan_search(teacher, few, n_trials=3, **asked).trainings == 0
+    assert (tmp_path / "out/optuna.log").read_bytes() == before
+    for changed in ({"search": {"seed": [1, 2]}}, {"layers": (2,)}, {"max_length": 8}, {"weight_decay": 0.5}):
+        for function in (plan_search, tune):
+            with pytest.raises(ValueError, match="has the trials of another search"):
+                function(teacher, few, n_trials=8, **asked | changed)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from processes import run as run_program
 
-from nlpkd.utils.locks import only_writer, refuse_unfit_folder
+from nlpkd.utils.locks import only_run, only_writer, refuse_unfit_folder
 
 # Let the kernel answer every flock as an NFS without its lock service does, then write to a folder.
 WITHOUT_LOCKS = """
@@ -51,16 +51,33 @@ def test_no_run_fills_the_root_of_all_folders(folder, monkeypatch):
     assert sorted(os.listdir("/")) == before
 
 
-def test_a_folder_that_was_made_for_nothing_is_taken_away_again(tmp_path):
-    (tmp_path / "there").mkdir()
-    for folder in ("there", "new", "a/b"):
-        with pytest.raises(OSError, match="refused"), only_writer(tmp_path / folder), only_writer(tmp_path / folder):
-            raise OSError("refused")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["there"]
-    with pytest.raises(OSError, match="stopped"), only_writer(tmp_path / "written"):
-        (tmp_path / "written" / "part").touch()
-        raise OSError("stopped")
-    assert (tmp_path / "written" / "part").exists()
-    with only_writer(tmp_path / "done"):
+def test_of_a_run_that_is_refused_no_folder_stays_that_it_made(tmp_path):
+    (tmp_path / "old").mkdir()
+    for place, left in (("new/of/a/run", ["old"]), ("old/new", ["old"]), ("old", ["old"])):
+        for _ in range(2):
+            with pytest.raises(ValueError, match="wrong"), only_run(tmp_path / place), only_run(tmp_path / place):
+                raise ValueError("wrong")
+            assert os.listdir(tmp_path) == left and set(os.listdir(tmp_path / "old")) <= {".lock"}
+    with pytest.raises(ValueError, match="wrong"), only_run(tmp_path / "written"):
+        (tmp_path / "written/file").touch()
+        raise ValueError("wrong")
+    assert set(os.listdir(tmp_path / "written")) == {".lock", "file"}
+    with only_run(tmp_path / "kept"):
         pass
-    assert (tmp_path / "done").is_dir()
+    assert (tmp_path / "kept").is_dir()
+
+
+@pytest.mark.parametrize("place", ["file", "file/x", "file/x/y", "link", "linked"])
+def test_a_folder_that_no_run_can_have_is_refused_before_anything_is_made(place, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/onnx").symlink_to("..")
+    with pytest.raises(ValueError) as planned:
+        refuse_unfit_folder(tmp_path / place)
+    with pytest.raises(ValueError) as refused, only_run(tmp_path / place):
+        pass
+    assert str(planned.value) == str(refused.value)
+    assert sorted(os.listdir(tmp_path)) == ["file", "link", "linked"]
+    refuse_unfit_folder(tmp_path / "new/one")
+    assert sorted(os.listdir(tmp_path)) == ["file", "link", "linked"]
