@@ -307,14 +307,10 @@ class Job:
         theirs = count_remembered(self.data[split], columns, split, folders)
         return learned_entries(own, *theirs.values())
 
-    @cached_property
-    def _texts(self) -> LearnedTexts | None:
-        return LearnedTexts.of(self.data["train"], self.data.text_columns)
-
     def remember(self, folder: str | Path) -> None:
         """Write beside a model that learnt from the training rows which texts these are."""
         if PartialState().is_main_process:
-            remember_texts(self._texts, Path(folder))
+            remember_texts(LearnedTexts.of(self.data["train"], self.data.text_columns), Path(folder))
 
     @cached_property
     def _held_out(self) -> Any:
@@ -389,11 +385,11 @@ class Job:
             ]
         if trainer.args.augment is not None:
             record["settings"] |= describe_augmentation(trainer.args, trainer.model.config)
+        order = {"label_order": trainer.teacher_order} if trainer.teacher_order else {}
         return record | {
             "command": command_line(),
             "date": now(),
-            "teacher": self.origin["teacher"]
-            | ({"label_order": trainer.teacher_order} if trainer.teacher_order else {}),
+            "teacher": self.origin["teacher"] | order,
             "student": self.origin["student"]
             | {"model_type": trainer.model.config.model_type, "weights_sha256": weights_sha256(folder)},
             "data": describe_data(self.data, split, self.rows_to_measure(trainer.model.config)[1], self.origin)
