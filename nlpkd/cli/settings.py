@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +181,7 @@ def run_config(context: typer.Context, given: Mapping[str, Any]) -> Iterator[Non
         before = path.read_bytes() if main and path.is_file() else None
         if main:
             save_config(context, path)
-        files = _files(output_dir)
+        files = _files(output_dir) if main else {}
         try:
             yield
         except BaseException:
@@ -193,8 +193,13 @@ def run_config(context: typer.Context, given: Mapping[str, Any]) -> Iterator[Non
 
 def _files(folder: Path) -> dict[Path, tuple[int, int]]:
     """Return time and size of all files in a folder but its lock."""
-    found = [(path, path.stat()) for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
-    return {path: (stat.st_mtime_ns, stat.st_size) for path, stat in found}
+    found = {}
+    for path in folder.rglob("*"):
+        # Somebody may delete one meanwhile.
+        with suppress(FileNotFoundError):
+            if path.is_file() and path.name != ".lock":
+                found[path] = path.stat().st_mtime_ns, path.stat().st_size
+    return found
 
 
 def as_settings(values: Mapping[str, Any]) -> list[str]:
