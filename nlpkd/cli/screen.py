@@ -132,7 +132,7 @@ def show_verification(verification: Verification, everything: bool = True) -> No
     """
     console, (header, rows) = _console(), verification.cells(everything)
     hidden = len(verification.claims) - len(rows)
-    told = f"{hidden} figures are not judged, and left out: --unjudged shows them, and why." if hidden else ""
+    told = "--unjudged shows the figures that are not judged, and why." if hidden else ""
     if console is None or not console.is_terminal:
         typer.echo("\n".join(filter(None, [verification.to_markdown(everything), told])))
         return

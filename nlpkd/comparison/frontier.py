@@ -234,10 +234,14 @@ def _check_overrides(overrides: Mapping[str, Mapping[str, Any]], settings: Mappi
 def _refuse_other_rows(reports: Mapping[str, EvaluationReport]) -> None:
     """Refuse to compare students that were measured on different rows."""
     measured = {
-        name: (report.task.rows, report.task.majority_share, report.run.data.split) for name, report in reports.items()
+        name: (report.task.rows, report.run.data.split, report.run.data.evaluated_sha256)
+        for name, report in reports.items()
     }
     if len(set(measured.values())) > 1:
-        found = ", ".join(f"{name} on {rows} of {split}" for name, (rows, _, split) in measured.items())
+        found = ", ".join(
+            f"{name} on {rows} of {split}, SHA-256 {str(digest):.12}"
+            for name, (rows, split, digest) in measured.items()
+        )
         raise ValueError(
             f"the students were measured on different rows ({found}), so nothing can be compared: choose another "
             "output_dir, and give the measured rows for all of them"

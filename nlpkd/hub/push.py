@@ -33,6 +33,7 @@ from nlpkd.models.files.onnx_weights import named_weights
 from nlpkd.models.limits import EXPORT_RECORD, ONNX_FOLDER, refuse_other_than_name
 from nlpkd.models.onnx_classifier import refuse_stale
 from nlpkd.students.backbone import without_local_backbone
+from nlpkd.utils.field_types import plain_arguments
 from nlpkd.utils.files import explain_damage, refuse_damaged, write_atomic
 from nlpkd.utils.full_disk import temporary_folder
 from nlpkd.utils.links import copy_from_inside, inside, refuse_outside
@@ -82,6 +83,7 @@ Of external weights of ONNX files only those leave that a file refers to.
 """
 
 
+@plain_arguments
 def push_student(
     directory: str | Path,
     repo_id: str,

@@ -104,14 +104,15 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     """Put a model in eval mode, and restore training flags, weights and buffers, whatever its passes do to them.
 
     Args:
-        model: any module.
+        model: any module; of its weights those that are trained are copied, for frozen ones stay as they are.
 
     Yields:
         Nothing.
     """
     stores: list[Any] = [store for module in model.modules() for store in (module._parameters, module._buffers)]
     kept = [(store, dict(store)) for store in stores]
-    tensors = [each for _, known in kept for each in known.values() if each is not None]
+    values_of = [each for _, known in kept for each in known.values() if each is not None]
+    tensors = [each for each in values_of if each.requires_grad or not isinstance(each, nn.Parameter)]
     values = [tensor.detach().clone() for tensor in tensors]
     try:
         with in_eval_mode(model):

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from nlpkd.utils.files import explain_damage
+from nlpkd.utils.files import WHOLE, explain_damage
 from nlpkd.utils.links import inside, is_snapshot, refuse_outside
 
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
@@ -196,6 +196,9 @@ def refuse_onnx_of_other_weights(folder: Path, weights: Mapping[str, str]) -> No
     noted = folder / EXPORT_RECORD
     if not noted.is_file():
         return
+    if WHOLE in weights:
+        # Beside it there may be the same weights in another dtype.
+        weights = {WHOLE: weights[WHOLE]}
     with explain_damage(noted, export_advice(folder, "delete it and the ONNX files beside it")):
         made_from = dict(json.loads(noted.read_text(encoding="utf-8"))["weights_sha256"])
     if made_from and not weights.items() <= made_from.items():

@@ -28,6 +28,7 @@ from transformers.utils import find_adapter_config_file
 
 from nlpkd.data.labels.classes import settle_classes
 from nlpkd.data.tokenization import with_limit, with_usual_padding
+from nlpkd.models.files.onnx_weights import named_weights
 from nlpkd.models.limits import (
     positions_of,
     refuse_adapter,
@@ -48,17 +49,14 @@ from nlpkd.utils.provenance import without_tokens
 ONNX_FILES = ("onnx/model_int8.onnx", "onnx/model.onnx", "model.onnx")
 """Where a model's ONNX file is looked for. An int8 file is there because somebody chose it, so that it comes first."""
 
-
 _NO_TOKENIZER = "Does it hold config.json and tokenizer.json, as save_pretrained of model and tokenizer write them?"
 
 _GIVE = "pass a saved model's folder, or a Hub id (USER/NAME)"
 
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.py"]
 
-
 # What the names of a model's or tokenizer's files end with.
 _SAVED = (".json", ".txt", ".model", ".safetensors", ".bin", ".onnx")
-
 
 OFFLINE_ADVICE = (
     "If the Hub can't be reached from here, pass a local path, or run the embedded demo: `make demo` "
@@ -246,20 +244,22 @@ def onnx_file(name: str | Path, *, file: str | None = None, revision: str | None
         found = {*path.rglob("*.onnx"), *path.glob("onnx/*.onnx")}
         return _choose_onnx(path, [each.relative_to(path).as_posix() for each in found], file)
     try:
-        if constants.HF_HUB_OFFLINE:
-            return onnx_file(snapshot_download(str(name), revision=revision), file=file)
         folder = Path(snapshot_download(str(name), revision=revision, allow_patterns=_SMALL_FILES))
+        if constants.HF_HUB_OFFLINE:
+            return onnx_file(folder, file=file)
         tree = list_repo_tree(str(name), revision=folder.name, recursive=True)
-        there = [each for each in tree if isinstance(each, RepoFile)]
-        chosen = _choose_onnx(path, [each.path for each in there], file)
-        if chosen is None:
+        there = {each.path: each for each in tree if isinstance(each, RepoFile)}
+        if (chosen := _choose_onnx(path, [*there], file)) is None:
             return None
         chosen_name = chosen.relative_to(path).as_posix()
         # The Hub knows the hashes of the weights, which are not downloaded.
-        weights = {each.path: each.lfs.sha256 for each in there if each.lfs and fnmatch(each.path, WEIGHT_FILES)}
-        refuse_onnx_of_other_weights(folder, weights)
-        # External weights lie beside their file, under its name with a suffix.
-        return Path(snapshot_download(str(name), revision=folder.name, allow_patterns=f"{chosen_name}*")) / chosen_name
+        hashes = {at: each.lfs.sha256 for at, each in there.items() if each.lfs and fnmatch(at, WEIGHT_FILES)}
+        refuse_onnx_of_other_weights(folder, hashes)
+        # External weights lie beside their file, mostly under its name with a suffix.
+        snapshot_download(str(name), revision=folder.name, allow_patterns=f"{chosen_name}*")
+        if others := [each.relative_to(folder).as_posix() for each in named_weights(folder / chosen_name)]:
+            snapshot_download(str(name), revision=folder.name, allow_patterns=others)
+        return folder / chosen_name
     except (OSError, HTTPError) as error:
         raise OSError(_explain(name, revision, "ONNX file", error)) from error
 

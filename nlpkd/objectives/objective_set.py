@@ -210,7 +210,7 @@ class ObjectiveSet(nn.Module):
             student: the student's outputs.
             teacher: the teacher's, or None.
             batch: the collated batch.
-            counts: what to divide each total by, `(objectives,)`; a mean over nothing is 0, whatever the total.
+            counts: what to divide each total by, `(objectives,)`; a mean over nothing is 0, of any finite total.
 
         Returns:
             A float32 scalar an objective.

@@ -70,12 +70,18 @@ class EmbeddingTeacher(LabelingTeacher):
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Compare each text with each class; see `LabelingTeacher.probabilities`."""
         texts = texts_again(texts, "texts")
-        found = self.answer(texts)
+        found = self._answered(texts)
         tell_cut(found.cut, len(texts), found.most_tokens)
         return found.probabilities
 
     def answer(self, texts: Sequence[str]) -> Answers:
         """Compare each text with each class, and count those that the encoder cuts; see `LabelingTeacher.answer`."""
+        if type(self).probabilities is not EmbeddingTeacher.probabilities:
+            # A class of one's own says what the answers are; texts that are cut are told within.
+            return super().answer(texts)
+        return self._answered(texts)
+
+    def _answered(self, texts: Sequence[str]) -> Answers:
         texts = texts_again(texts, "texts")
         answers = softmax(self._similarities(texts) / self.temperature, axis=1)
         found = as_probabilities(answers, len(texts), self.classes, self.problem_type)

@@ -106,12 +106,18 @@ class ZeroShotTeacher(LabelingTeacher):
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Compare each text with each class; see `LabelingTeacher.probabilities`."""
         texts = texts_again(texts, "texts")
-        found = self.answer(texts)
+        found = self._answered(texts)
         tell_cut(found.cut, len(texts), found.most_tokens)
         return found.probabilities
 
     def answer(self, texts: Sequence[str]) -> Answers:
         """Compare each text with each class, and count those that were cut; see `LabelingTeacher.answer`."""
+        if type(self).probabilities is not ZeroShotTeacher.probabilities:
+            # A class of one's own says what the answers are; texts that are cut are told within.
+            return super().answer(texts)
+        return self._answered(texts)
+
+    def _answered(self, texts: Sequence[str]) -> Answers:
         import torch
 
         texts = texts_again(texts, "texts")

@@ -27,6 +27,9 @@ WEIGHTS = "*.safetensors"
 
 WEIGHT_FILES = "model*.safetensors"
 
+WHOLE = "model.safetensors"
+"""The weights in one file: where it is there, it is what is loaded."""
+
 
 TOKENIZER = "tokenizer.json"
 
@@ -62,7 +65,7 @@ def weight_files(folder: Path) -> list[Path]:
 def weights_in_use(folder: Path) -> list[Path]:
     """List those of a model's weight files that are loaded: one whole file, else all shards."""
     found = weight_files(folder)
-    return [path for path in found if path.name == "model.safetensors"] or found
+    return [path for path in found if path.name == WHOLE] or found
 
 
 def weights_sha256(folder: Path) -> dict[str, str]:

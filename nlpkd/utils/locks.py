@@ -14,6 +14,7 @@ from accelerate import PartialState
 from datasets import disable_progress_bars
 from filelock import FileLock, Timeout
 
+from nlpkd.utils.field_types import plain_arguments
 from nlpkd.utils.files import NUMBERED, remove_leftovers
 from nlpkd.utils.links import refuse_links
 
@@ -155,6 +156,7 @@ def only_writer_if_any(folder: Path, *, wait: bool = False) -> AbstractContextMa
     return only_writer(folder, wait=wait) if not folder.exists() or os.access(folder, os.W_OK) else nullcontext()
 
 
+@plain_arguments
 @contextmanager
 def only_run(output_dir: str | Path) -> Iterator[None]:
     """Keep other runs out of an output directory, and let the main process alone speak.

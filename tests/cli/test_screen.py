@@ -142,7 +142,7 @@ def test_a_verification_leaves_out_what_is_not_judged_and_says_how_much(capsys):
     judged = [Claim("accuracy", "0.8", "0.7", False, "other rows"), Claim("parameters", "17", "17", True, "a count")]
     unjudged = [Claim(f"latency of {place}", "3.1", "4.2", None, "another machine") for place in range(3)]
     verification = Verification("alice/student", [*judged, *unjudged])
-    told = "3 figures are not judged, and left out: --unjudged shows them, and why."
+    told = "--unjudged shows the figures that are not judged, and why."
     for everything in (True, False):
         shown = without_styles(on_a_terminal(lambda: show_verification(verification, everything), 80))  # noqa: B023
         show_verification(verification, everything)

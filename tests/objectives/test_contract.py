@@ -211,6 +211,19 @@ def test_a_loss_that_needs_no_gradient_or_has_one_passes(how, trainer):
     trainer(derived(total=lambda self, student, *given: total(student))())
 
 
+def test_an_objective_may_differentiate_by_what_the_student_computed_its_outputs_from(trainer):
+    def total(self, student, *given):
+        if not torch.is_grad_enabled():
+            return student.logits.sum() * 0.0
+        (slope,) = torch.autograd.grad(
+            student.logits.square().sum(), student.hidden_states[1], create_graph=True, retain_graph=True
+        )
+        return slope.square().sum()
+
+    layers = {"required_layers": lambda self: ({"hidden_states": frozenset({1})}, {})}
+    trainer(derived(needs=frozenset({"logits", "hidden_states"}), total=total, **layers)())
+
+
 def test_an_objective_that_is_logged_alone_needs_no_gradient(trainer):
     made = trainer(derived(total=lambda self, student, *given: student.logits.detach().square().sum())(weight=0.0))
     made.train()

@@ -383,7 +383,7 @@ def test_the_command_line_searches_and_proposes_to_report_on_other_rows(teacher,
     assert words[words.index("--test") + 1] == "TEST.csv"
     planned = CliRunner().invoke(app, [*words, "--dry-run"])
     assert planned.exit_code == 0 and "training rows: 120" in planned.output, planned.output
-    wrong = CliRunner().invoke(app, [*asked, "--search", "learning_rate"])
+    wrong = CliRunner().invoke(app, [*asked, "--search", "weight_decay"])
     assert wrong.exit_code == 2 and "LOW..HIGH" in wrong.output
 
 

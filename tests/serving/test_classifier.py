@@ -17,6 +17,7 @@ import yaml
 from datasets import Dataset
 from hub_server import WRITE_TOKEN, HubServer, hub_environment
 from processes import run as run_program
+from safetensors.torch import save_file
 from samples import WORDS, raw_rows, sentences, tiny_bert
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -426,6 +427,12 @@ def test_a_pushed_student_is_served_from_the_hub_and_no_other_file_is_fetched(st
     wrong = [line for kind, line in printed if kind == "ERROR"]
     assert "'alice/student' at revision 'nothing' can't be had" in wrong[0]
     assert "no ONNX file 'onnx/other.onnx'; found: onnx/model.onnx, onnx/model_int8.onnx" in wrong[1]
+
+
+def test_onnx_files_are_served_beside_the_same_weights_in_another_dtype(student, tmp_path):
+    folder = shutil.copytree(student, tmp_path / "student")
+    save_file({"x": torch.zeros(1)}, folder / "model_fp16.safetensors")
+    same(nlpkd.load(folder)(TEXTS), nlpkd.load(student)(TEXTS))
 
 
 STALE = """

@@ -69,6 +69,16 @@ def test_texts_that_the_encoder_cuts_are_counted_and_told(encoder_folder, caplog
     assert teacher.answer(texts).cut == 3
 
 
+def test_a_class_of_ones_own_says_what_the_answers_are(encoder_folder):
+    class Turned(EmbeddingTeacher):
+        def probabilities(self, texts):
+            return super().probabilities(texts)[:, ::-1].copy()
+
+    own, plain = Turned(str(encoder_folder), CLASSES), EmbeddingTeacher(str(encoder_folder), CLASSES)
+    turned = plain.answer(["good", "bad"]).probabilities[:, ::-1]
+    np.testing.assert_array_equal(own.answer(["good", "bad"]).probabilities, turned)
+
+
 SETTINGS = [
     {"truncate_dim": 4}, {"prompts": {"query": "about sport: "}}, {"prompts": {"query": "about money: "}},
     {"prompts": {"query": "about money: "}, "default_prompt_name": "query"},

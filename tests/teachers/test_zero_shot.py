@@ -38,6 +38,16 @@ def test_answers_are_those_of_the_pipeline(tokenizer, multi_label, id2label):
     assert teacher.classes == ("a", "b", "c") and np.ptp(found, axis=0).max() > 0.01
 
 
+def test_a_class_of_ones_own_says_what_the_answers_are(tokenizer):
+    class Turned(ZeroShotTeacher):
+        def probabilities(self, texts):
+            return super().probabilities(texts)[:, ::-1].copy()
+
+    given = {"tokenizer": tokenizer, "batch_size": 8}
+    own, plain = (kind(nli_model(NLI), {"a": "good", "b": "bad"}, **given) for kind in (Turned, ZeroShotTeacher))
+    np.testing.assert_array_equal(own.answer(["good"]).probabilities, plain.answer(["good"]).probabilities[:, ::-1])
+
+
 def test_texts_that_lose_tokens_beside_a_sentence_are_counted_and_told(tokenizer, tmp_path, caplog):
     model = nli_model(NLI)
     teacher = ZeroShotTeacher(model, {"a": "good", "b": "very very bad film"}, tokenizer=tokenizer, batch_size=8)
