@@ -136,3 +136,33 @@ def tiny_report(teacher: str = "org/teacher") -> EvaluationReport:
     }
     task = TaskRecord(labels=["bad", "good"], rows=20)
     return EvaluationReport(task, RunRecord.from_dict(run), {"student": Candidate(quality, None, 1234, 0.1)}, {})
+
+
+TRIED_NAMES = {"id2label": {0: "<b>neg</b>", 1: "pos"}, "label2id": {"<b>neg</b>": 0, "pos": 1}}
+
+
+def tried_models(folder: Path, tokenizer: BertTokenizer) -> Path:
+    """Save a student with a report beside a teacher that differs from it, and the rows of the report."""
+    from nlpkd import evaluate
+
+    for seed, name in enumerate(("student", "teacher")):
+        tiny_bert(layers=1, seed=seed, initializer_range=0.5, **TRIED_NAMES).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    rows = raw_rows(30, seed=3).to_pandas()
+    rows.replace({"label": TRIED_NAMES["id2label"]}).to_csv(folder / "test.csv", index=False)
+    evaluate(
+        folder / "student", str(folder / "test.csv"), teacher=folder / "teacher", output_dir=folder / "student",
+        latency_runs=0, bootstrap_samples=5,
+    )  # fmt: skip
+    return folder
+
+
+class Bag(torch.nn.Module):
+    """A student that is no transformers model, and has no config."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.EmbeddingBag(50, 2)
+
+    def forward(self, input_ids):
+        return self.table(input_ids)

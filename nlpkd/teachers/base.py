@@ -192,6 +192,28 @@ class LabelingTeacher(ABC):
         """Return all that the answers depend on, as JSON: `name`, `question`, and settings."""
 
 
+class CuttingTeacher(LabelingTeacher):
+    """A teacher that cuts texts at what its model reads: it says what it answers in `cut_and_answer`."""
+
+    @abstractmethod
+    def cut_and_answer(self, texts: Sequence[str]) -> Answers:
+        """Label texts, and count those that are cut; see `LabelingTeacher.answer`."""
+
+    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        """Label texts, and tell how many were cut; see `LabelingTeacher.probabilities`."""
+        texts = texts_again(texts, "texts")
+        found = self.cut_and_answer(texts)
+        tell_cut(found.cut, len(texts), found.most_tokens)
+        return found.probabilities
+
+    def answer(self, texts: Sequence[str]) -> Answers:
+        """Label texts, and count those that are cut; see `LabelingTeacher.answer`."""
+        if type(self).probabilities is not CuttingTeacher.probabilities:
+            # A class of one's own says what the answers are; texts that are cut are told within.
+            return super().answer(texts)
+        return self.cut_and_answer(texts_again(texts, "texts"))
+
+
 class FunctionTeacher(LabelingTeacher):
     """Any function as a teacher.
 

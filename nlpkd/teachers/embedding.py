@@ -16,13 +16,13 @@ from nlpkd.data.columns import texts_again
 from nlpkd.models.loading import named_in_errors
 from nlpkd.models.source import LocalModel
 from nlpkd.models.structure import input_table
-from nlpkd.teachers.base import Answers, LabelingTeacher, as_probabilities, tell_cut
+from nlpkd.teachers.base import Answers, CuttingTeacher, as_probabilities
 from nlpkd.teachers.compatibility import refuse_unknown_token
 from nlpkd.utils.field_types import check_counts, plain_arguments
 from nlpkd.utils.packages import require
 
 
-class EmbeddingTeacher(LabelingTeacher):
+class EmbeddingTeacher(CuttingTeacher):
     """Compare a text's embedding with those of each class's descriptions.
 
     `p = softmax over the classes of cos(text, class) / temperature`, the class being the mean of its descriptions'
@@ -67,22 +67,8 @@ class EmbeddingTeacher(LabelingTeacher):
         self._local = LocalModel(model, model_settings)
         self._vectors: np.ndarray | None = None
 
-    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
-        """Compare each text with each class; see `LabelingTeacher.probabilities`."""
-        texts = texts_again(texts, "texts")
-        found = self._answered(texts)
-        tell_cut(found.cut, len(texts), found.most_tokens)
-        return found.probabilities
-
-    def answer(self, texts: Sequence[str]) -> Answers:
-        """Compare each text with each class, and count those that the encoder cuts; see `LabelingTeacher.answer`."""
-        if type(self).probabilities is not EmbeddingTeacher.probabilities:
-            # A class of one's own says what the answers are; texts that are cut are told within.
-            return super().answer(texts)
-        return self._answered(texts)
-
-    def _answered(self, texts: Sequence[str]) -> Answers:
-        texts = texts_again(texts, "texts")
+    def cut_and_answer(self, texts: Sequence[str]) -> Answers:
+        """Compare each text with each class, and count those that are cut; see `LabelingTeacher.answer`."""
         answers = softmax(self._similarities(texts) / self.temperature, axis=1)
         found = as_probabilities(answers, len(texts), self.classes, self.problem_type)
         return Answers(found, cut=self._count_cut(texts), most_tokens=self._most_tokens)

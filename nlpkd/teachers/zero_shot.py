@@ -6,10 +6,8 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
-from nlpkd.data.columns import texts_again
 from nlpkd.data.labels.classes import Classes, settle_classes
 from nlpkd.models.limits import positions_of
 from nlpkd.models.loading import named_in_errors
@@ -20,17 +18,16 @@ from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
 from nlpkd.teachers.base import (
     LETTERS_PER_TOKEN,
     Answers,
-    LabelingTeacher,
+    CuttingTeacher,
     as_probabilities,
     batches_by_length,
     read_words,
-    tell_cut,
 )
 from nlpkd.teachers.compatibility import refuse_unknown_token
 from nlpkd.utils.field_types import check_counts, plain_arguments
 
 
-class ZeroShotTeacher(LabelingTeacher):
+class ZeroShotTeacher(CuttingTeacher):
     """Compute how far a text entails a sentence about each class, as `pipeline("zero-shot-classification")` does.
 
     Of one class a text: `p = softmax over the classes of the entailment logit`. Of several labels, for each label
@@ -103,24 +100,10 @@ class ZeroShotTeacher(LabelingTeacher):
                 )
         return limit
 
-    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
-        """Compare each text with each class; see `LabelingTeacher.probabilities`."""
-        texts = texts_again(texts, "texts")
-        found = self._answered(texts)
-        tell_cut(found.cut, len(texts), found.most_tokens)
-        return found.probabilities
-
-    def answer(self, texts: Sequence[str]) -> Answers:
-        """Compare each text with each class, and count those that were cut; see `LabelingTeacher.answer`."""
-        if type(self).probabilities is not ZeroShotTeacher.probabilities:
-            # A class of one's own says what the answers are; texts that are cut are told within.
-            return super().answer(texts)
-        return self._answered(texts)
-
-    def _answered(self, texts: Sequence[str]) -> Answers:
+    def cut_and_answer(self, texts: Sequence[str]) -> Answers:
+        """Compare each text with each class, and count those that are cut; see `LabelingTeacher.answer`."""
         import torch
 
-        texts = texts_again(texts, "texts")
         pipe = self._pipeline
         # Every pair of a text and a hypothesis, text by text.
         pairs = [(text, hypothesis) for text in texts for hypothesis in self.hypotheses]

@@ -11,28 +11,17 @@ from pathlib import Path
 
 import pytest
 from browser import CHROMIUM, Browser
-from samples import raw_rows, tiny_bert
+from samples import raw_rows, tiny_bert, tried_models
 
-from nlpkd import evaluate, load
+from nlpkd import load
 from nlpkd.serving.trial import make_trial
 
 pytestmark = pytest.mark.skipif(find_spec("gradio") is None, reason='needs Gradio: pip install "nlpkd[try]"')
 
-NAMES = {"id2label": {0: "<b>neg</b>", 1: "pos"}, "label2id": {"<b>neg</b>": 0, "pos": 1}}
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer) -> Path:
-    """A student with a report beside a teacher that differs from it, and the rows of the report."""
-    folder = tmp_path_factory.mktemp("try")
-    for seed, name in enumerate(("student", "teacher")):
-        tiny_bert(layers=1, seed=seed, initializer_range=0.5, **NAMES).save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-    rows = raw_rows(30, seed=3).to_pandas()
-    rows.replace({"label": NAMES["id2label"]}).to_csv(folder / "test.csv", index=False)
-    evaluate(folder / "student", str(folder / "test.csv"), teacher=folder / "teacher", output_dir=folder / "student",
-             latency_runs=0, bootstrap_samples=5)  # fmt: skip
-    return folder
+    return tried_models(tmp_path_factory.mktemp("try"), tokenizer)
 
 
 def until(browser: Browser, expression: str, seconds: float = 30):

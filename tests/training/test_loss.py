@@ -9,8 +9,7 @@ import pytest
 import torch
 from datasets import ClassLabel
 from references import REFERENCES, bound
-from samples import tiny_bert
-from torch import nn
+from samples import Bag, tiny_bert
 
 from nlpkd import DistillationTrainer
 from nlpkd.models.capture import CapturedOutput
@@ -117,17 +116,6 @@ def test_rows_without_a_teachers_logits_that_are_assigned_are_refused_where_ther
     trainer.train_dataset = kind(rows)
     with pytest.raises(ValueError, match="forward_kl need a teacher: pass teacher_model, or data with a column"):
         trainer.train()
-
-
-class Bag(nn.Module):
-    """A student that is no transformers model, and has no config."""
-
-    def __init__(self):
-        super().__init__()
-        self.table = nn.EmbeddingBag(50, 2)
-
-    def forward(self, input_ids):
-        return self.table(input_ids)
 
 
 ON_LOGITS = [

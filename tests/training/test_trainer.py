@@ -11,7 +11,7 @@ import torch
 from datasets import ClassLabel
 from filelock import FileLock
 from safetensors.torch import load_file
-from samples import looking_at, raw_rows, tiny_bert
+from samples import Bag, looking_at, raw_rows, tiny_bert
 from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -63,15 +63,6 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def differ(first: dict, second: dict) -> float:
     return max((first[name].float() - second[name].float()).abs().max().item() for name in first)
-
-
-class Bag(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.table = nn.EmbeddingBag(50, 2)
-
-    def forward(self, input_ids):
-        return self.table(input_ids)
 
 
 def losses(trainer: Trainer, key: str = "loss") -> list[float]:
