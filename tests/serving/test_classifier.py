@@ -468,6 +468,28 @@ def test_onnx_files_of_other_weights_than_those_of_their_commit_are_never_served
     assert not fetched, "nothing is left in the cache that is served without the Hub"
 
 
+AGAIN = "import nlpkd; print('ANSWER', nlpkd.load('alice/student')('good film'))"
+
+
+def test_a_file_whose_weights_have_another_name_is_served_from_the_hub_and_offline_after_that(student, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    folder = shutil.copytree(student, tmp_path / "student")
+    model = onnx.load(folder / "onnx/model.onnx")
+    shutil.rmtree(folder / "onnx")
+    (folder / "onnx").mkdir()
+    how = {"save_as_external_data": True, "location": "shared.data", "size_threshold": 256}
+    onnx.save(model, folder / "onnx/model.onnx", **how)
+    with HubServer() as hub:
+        hub.add_repo("alice/student", folder)
+        environment = hub_environment(hub, tmp_path / "home")
+        told = [
+            run_program(["-c", AGAIN], tmp_path, environment | {"HF_HUB_OFFLINE": offline}, timeout=240)
+            for offline in ("0", "1")
+        ]
+    answers = [[line for line in done.stdout.splitlines() if line.startswith("ANSWER")] for done in told]
+    assert answers[0] and answers[0] == answers[1], [done.stderr[-2000:] for done in told]
+
+
 def test_an_onnx_file_is_measured_like_any_model(student, make_rows, tokenizer):
     model = nlpkd.load(student, file="model.safetensors").model
     files = {

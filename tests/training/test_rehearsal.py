@@ -15,6 +15,7 @@ from samples import QUIET, WORDS, raw_rows, tiny_bert
 from transformers import BertTokenizer, TrainerCallback
 
 from nlpkd import DistillationTrainer, distill, load_text_classification
+from nlpkd.models.inference import unchanged
 from nlpkd.objectives import ForwardKLLoss
 from nlpkd.training.rehearsal import ROWS, rows_to_try
 
@@ -414,3 +415,12 @@ def test_a_job_rehearses_once_and_quickly(tokenizer, tmp_path, caplog):
         assert report.candidates["student"].latency
     assert times[1] - times[0] < 5
     assert "incomplete" not in report.to_dict()["run"]
+
+
+def test_frozen_weights_are_not_copied_by_a_rehearsal():
+    # A tensor without numbers can't be compared with a copy of it.
+    model = torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2, device="meta").requires_grad_(False)])
+    before = model[0].weight.detach().clone()
+    with unchanged(model), torch.no_grad():
+        model[0].weight.add_(1.0)
+    assert torch.equal(model[0].weight, before)
