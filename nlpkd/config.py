@@ -34,11 +34,11 @@ ENSEMBLE_AVERAGES = ("probabilities", "logits")
 
 _RANKS = {"RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"}
 
-_OF_MORE_TYPES = {"fsdp", "resume_from_checkpoint", "dataloader_multiprocessing_context"}
+_SEVERAL_TYPES = {"fsdp", "resume_from_checkpoint", "dataloader_multiprocessing_context"}
 """What is declared as a text, and taken as a switch or an object too."""
 
 
-_ENDLESS = {"max_grad_norm"}
+_MAY_BE_INFINITE = {"max_grad_norm"}
 """What may be infinite: then gradients are measured, and not clipped."""
 
 
@@ -46,7 +46,7 @@ _RESOLVED = {"output_dir", "debug", "use_cpu"}
 """What TrainingArguments resolves where it is None."""
 
 
-_LEAST = {
+_MINIMUMS = {
     "learning_rate": 0, "objective_learning_rate": 0, "weighting_learning_rate": 0, "anchor_weight": 0,
     "weight_decay": 0, "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1, "bootstrap_samples": 1, "latency_runs": 0, "augment_copies": 1,
@@ -175,7 +175,7 @@ class DistillationConfig(TrainingArguments):
     def __post_init__(self):
         """Resolve what depends on the machine, then check."""
         vars(self).update({name: with_home(value) for name, value in vars(self).items() if isinstance(value, str)})
-        check_field_types(self, skipped={*_CHOICES, *_OF_MORE_TYPES}, endless=_ENDLESS)
+        check_field_types(self, skipped={*_CHOICES, *_SEVERAL_TYPES}, may_be_infinite=_MAY_BE_INFINITE)
         refuse_none(self, skipped={*_CHOICES, *_RESOLVED})
         _refuse_lost_processes()
         if not torch.accelerator.is_available():
@@ -203,7 +203,7 @@ class DistillationConfig(TrainingArguments):
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
-        for name, least in _LEAST.items():
+        for name, least in _MINIMUMS.items():
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, float)) and value >= least):
                 raise ValueError(f"{name} must be >= {least}, got {value!r}")

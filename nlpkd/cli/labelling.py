@@ -82,7 +82,7 @@ def label(
 
     nlpkd distill --train l.parquet --soft-label-column probabilities ...
     """
-    from nlpkd.labelling.budget import LabelPlan
+    from nlpkd.labelling.costs import LabelPlan
     from nlpkd.pipeline.label import label as run
 
     teacher = labelling_teacher(decision_model, question, decision_url, concurrency)

@@ -130,7 +130,7 @@ SCHEDULE = ("num_train_epochs", "per_device_train_batch_size", "seed", "help_all
 LIMITS = ("max_requests", "max_cost", "input_price", "output_price")
 """Options of every command that asks a teacher which may be paid for."""
 
-_ENDLESS = ("max_cost",)
+_MAY_BE_INFINITE = ("max_cost",)
 """What may be infinite: then nothing is limited."""
 
 _UNGIVEN = ("config", "dry_run", "help_all")
@@ -167,7 +167,7 @@ def command(app: typer.Typer, *shared: str, name: str | None = None, **settings:
         def run(*arguments: Any, **options: Any) -> Any:
             from nlpkd.utils.hub_requests import limit_hub_requests
 
-            check_finite({name: value for name, value in options.items() if name not in _ENDLESS})
+            check_finite({name: value for name, value in options.items() if name not in _MAY_BE_INFINITE})
             hide_bars_of_weights()
             limit_hub_requests()
             return function(*arguments, **options)

@@ -19,7 +19,7 @@ from nlpkd.data.columns import DOCUMENT, RESERVED
 from nlpkd.data.labels.values import label_values
 from nlpkd.data.streaming import TextStream
 from nlpkd.tasks import is_unlabelled
-from nlpkd.utils.randomness import undrawn
+from nlpkd.utils.randomness import random_state_kept
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ def sample_rows(rows: Any, count: int) -> RowSample:
         lose them, and none of rows that are no mappings.
     """
     # What makes rows as they are read may draw random numbers.
-    with undrawn():
+    with random_state_kept():
         if hasattr(rows, "__len__") and hasattr(rows, "__getitem__"):
             drawn = np.random.default_rng(0).permutation(len(rows))[:count] if count > 1 else range(min(1, len(rows)))
             numbers = sorted(map(int, drawn))

@@ -27,12 +27,12 @@ from nlpkd.evaluation.inputs.held_out import Fitted, HeldOut
 from nlpkd.evaluation.origin import RunRecord, TaskRecord, retention
 from nlpkd.evaluation.prediction import (
     CandidateModels,
-    counted_flops,
+    flops_of_candidate,
     gold_labels,
-    measured_latency,
-    measured_text_to_label,
+    latency_of_candidates,
     refuse_untimed,
     teacher_answers,
+    text_to_label_of_candidates,
     token_lengths,
     warn_of_one_class,
 )
@@ -189,8 +189,8 @@ def evaluate_student(
     width = logits["student"].shape[1]
     if has_gold:
         scoring.check(labels, width)
-    latency, protocol = measured_latency(running, latency_batches, latency_tokens, latency_runs, seed)
-    text_to_label_ms = measured_text_to_label(running, dataset, text_columns, latency_runs)
+    latency, protocol = latency_of_candidates(running, latency_batches, latency_tokens, latency_runs, seed)
+    text_to_label_ms = text_to_label_of_candidates(running, dataset, text_columns, latency_runs)
 
     # What is fitted on other rows, and what the student decides by without them.
     own = running.thresholds("student")
@@ -242,7 +242,7 @@ def evaluate_student(
                 latency=latency.get(name, []),
                 text_to_label_ms=text_to_label_ms.get(name),
                 training_seconds=seconds.get(name),
-                flops=counted_flops(running, name, counted) if latency_runs and name in models else None,
+                flops=flops_of_candidate(running, name, counted) if latency_runs and name in models else None,
                 temperature_scaling=fitted.scaling.get(name),
                 breakdown=_breakdown(name, measured, labels, lengths) if has_gold else Breakdown(),
                 runtime=runtime_of(running.parts(name)) if name in models else None,

@@ -233,7 +233,7 @@ def refuse_untimed(running: CandidateModels, tokens: int | Sequence[int], runs: 
         refuse_more_tokens(running.alone, [tokens] if isinstance(tokens, int) else list(tokens))
 
 
-def measured_latency(
+def latency_of_candidates(
     running: CandidateModels, batches: Sequence[int], tokens: int | Sequence[int], runs: int, seed: int
 ) -> tuple[dict[str, list[Latency]], str]:
     """Time every model, an ensemble's one after another; return latencies by candidate, and how they were taken."""
@@ -252,7 +252,7 @@ def measured_latency(
     return measured, protocol
 
 
-def measured_text_to_label(
+def text_to_label_of_candidates(
     running: CandidateModels, rows: datasets.Dataset, columns: Sequence[str], runs: int
 ) -> dict[str, float]:
     """Time every model from text to label on some of the measured rows, an ensemble's one after another."""
@@ -297,7 +297,7 @@ def _if_it_can_be(figure: str, measure: Callable[[], T]) -> T | None:
         return None
 
 
-def counted_flops(running: CandidateModels, name: str, tokens: int) -> int | None:
+def flops_of_candidate(running: CandidateModels, name: str, tokens: int) -> int | None:
     """Count a candidate's operations, an ensemble's as a sum; None where one of its models can't be counted."""
     counts = [
         _if_it_can_be(

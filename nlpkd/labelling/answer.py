@@ -21,7 +21,7 @@ class Answer(NamedTuple):
         output_tokens: of its answer.
         expected_tokens: of both, as they were expected; files of earlier versions may not have them.
         refusal: why there is no answer; None where there is one.
-        twice: whether two runs got none, so that no further one asks.
+        refused_twice: whether two runs got none, so that no further one asks.
     """
 
     probabilities: list[float] | None
@@ -29,7 +29,7 @@ class Answer(NamedTuple):
     output_tokens: int | None = None
     expected_tokens: list[int] | None = None
     refusal: str | None = None
-    twice: bool = False
+    refused_twice: bool = False
 
     def as_line(self) -> list[Any]:
         """Return the parts that are written: those that are not there at the end are left out."""
@@ -44,7 +44,7 @@ def key_of(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def read_answers(lines: Iterable[Any]) -> dict[str, Answer]:
+def read_answer_lines(lines: Iterable[Any]) -> dict[str, Answer]:
     """Read the lines of a file of answers, each a text's hash and the parts of an answer.
 
     Args:
@@ -56,10 +56,10 @@ def read_answers(lines: Iterable[Any]) -> dict[str, Answer]:
     found: dict[str, Answer] = {}
     for key, *parts in lines:
         answer, before = Answer(*parts[:_LONGEST]), found.get(str(key))
-        twice = answer.refusal is not None and before is not None and before.refusal is not None
-        found[str(key)] = answer._replace(twice=twice)
+        refused_twice = answer.refusal is not None and before is not None and before.refusal is not None
+        found[str(key)] = answer._replace(refused_twice=refused_twice)
     if all(each.refusal is not None for each in found.values()):
-        return {key: each._replace(twice=False) for key, each in found.items()}
+        return {key: each._replace(refused_twice=False) for key, each in found.items()}
     return found
 
 

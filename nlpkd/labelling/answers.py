@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from nlpkd.labelling.answer import Answer, check_answers, key_of, read_answers
+from nlpkd.labelling.answer import Answer, check_answers, key_of, read_answer_lines
 from nlpkd.labelling.asking import Asking
-from nlpkd.labelling.budget import Budget, LabelPlan, Prices
+from nlpkd.labelling.costs import LabelPlan, Prices, SpendingLimits
 from nlpkd.labelling.spending import Spending
 from nlpkd.teachers.base import LabelingTeacher, tell_cut
 from nlpkd.utils.files import cut_torn_line, explain_damage
@@ -69,7 +69,7 @@ class AnswerFile:
         with explain_damage(self.path, "delete it, and all texts are asked about again; or give another output"):
             owner, *found = map(json.loads, lines) if lines else [self.owner]
             differ = differences(_flat(owner), _flat(self.owner), "the file")
-            answers = {} if differ else read_answers(found)
+            answers = {} if differ else read_answer_lines(found)
             check_answers(list(answers.values()), self.teacher)
         if differ:
             raise ValueError(
@@ -111,15 +111,17 @@ class AnswerFile:
 
         def is_open(key: str) -> bool:
             each = known.get(key)
-            again = each is not None and each.refusal is not None and not each.twice and key not in self._refused
-            return each is None or (again and once_more)
+            if each is None:
+                return True
+            refused_once = each.refusal is not None and not each.refused_twice
+            return once_more and refused_once and key not in self._refused
 
         return [text for text in dict.fromkeys(texts) if is_open(key_of(text))]
 
     def ask(
         self,
         texts: Sequence[str],
-        budget: Budget | None = None,
+        limits: SpendingLimits | None = None,
         names: Sequence[str] | None = None,
         *,
         once_more: bool = True,
@@ -131,7 +133,7 @@ class AnswerFile:
 
         Args:
             texts: the texts.
-            budget: the limits.
+            limits: the limits.
             names: what each text is called in messages; "row" and its number if None.
             once_more: whether to ask about what an earlier run got no answer to.
 
@@ -141,17 +143,17 @@ class AnswerFile:
         Raises:
             NoneAnswered: if the teacher refuses all of the texts.
             ValueError: if another run is asking, the teacher can't be had, or does not answer so many texts in a row
-                that it seems to answer none any more (the first one's row is named), or the budget does not suffice;
+                that it seems to answer none any more (the first one's row is named), or the limits do not suffice;
                 what was answered is kept, and what was refused too.
         """
-        known, budget = self.read(), budget or Budget()
+        known, limits = self.read(), limits or SpendingLimits()
         called: dict[str, str] = {}
         for text, name in zip(texts, names or [f"row {number}" for number in range(len(texts))], strict=True):
             called.setdefault(text, name)
         if self._open(texts, known, once_more):
             with self._locked():
                 known = self.read()
-                self._ask_for_missing(self._open(texts, known, once_more), called, known, budget)
+                self._ask_for_missing(self._open(texts, known, once_more), called, known, limits)
         self._tell_refusals({text: why for text in called if (why := known[key_of(text)].refusal)}, called)
         return [known[key_of(text)] for text in texts]
 
@@ -176,11 +178,11 @@ class AnswerFile:
         )
 
     def _ask_for_missing(
-        self, texts: Sequence[str], called: Mapping[str, str], known: dict[str, Answer], budget: Budget
+        self, texts: Sequence[str], called: Mapping[str, str], known: dict[str, Answer], limits: SpendingLimits
     ) -> None:
         groups = _groups(texts, self.teacher.rows_per_call)
         at_hand = {key_of(text): text for text in called}
-        spending = Spending(self.teacher, budget, known, at_hand, self.requests)
+        spending = Spending(self.teacher, limits, known, at_hand, self.requests)
         with sigterm_as_exit(), self._keeping() as keep:
             asking = Asking(self.teacher, called, known, spending, keep, kept=self.path is not None)
             try:

@@ -22,7 +22,7 @@ from nlpkd.data.soft_labels import PROBABILITY_FLOOR
 from nlpkd.data.sources import Source, refuse_as_output
 from nlpkd.evaluation.metrics import calibration_error
 from nlpkd.labelling.answers import AnswerFile
-from nlpkd.labelling.budget import Budget
+from nlpkd.labelling.costs import SpendingLimits
 from nlpkd.labelling.rows import asked_probabilities, texts_to_label
 from nlpkd.tasks import MULTI_LABEL
 from nlpkd.teachers.base import Answers, LabelingTeacher
@@ -203,14 +203,14 @@ class GoldRows:
         )
 
     def fit(
-        self, teacher: LabelingTeacher, answers: AnswerFile | None = None, budget: Budget | None = None
+        self, teacher: LabelingTeacher, answers: AnswerFile | None = None, limits: SpendingLimits | None = None
     ) -> CalibratedTeacher:
         """Ask the teacher about these rows, and fit its temperature and class priors.
 
         Args:
             teacher: the teacher.
             answers: where its answers are kept; they are not kept if None.
-            budget: the limits.
+            limits: the limits.
 
         Returns:
             The corrected teacher.
@@ -219,7 +219,7 @@ class GoldRows:
             ValueError: if it does not answer two of the texts or more, or a limit was reached.
         """
         names = [f"row {number} of the gold labels" for number in self.numbers]
-        found = asked_probabilities(teacher, self.texts, answers, budget, names)
+        found = asked_probabilities(teacher, self.texts, answers, limits, names)
         answered = np.flatnonzero(~np.isnan(found).any(axis=1))
         if len(answered) < 2:
             raise ValueError(f"a temperature is fitted on two or more gold labels, and {len(answered)} were answered")

@@ -26,7 +26,7 @@ from nlpkd.data.sources import Source, refuse_as_output, without_training_words
 from nlpkd.data.text_classification import load_rows_for_model
 from nlpkd.evaluation.prediction import predict_logits
 from nlpkd.evaluation.records import percent
-from nlpkd.labelling.budget import Budget, Prices
+from nlpkd.labelling.costs import Prices, SpendingLimits
 from nlpkd.labelling.rows import answers_beside, asked_probabilities
 from nlpkd.models.source import ModelSource
 from nlpkd.tasks import SINGLE_LABEL, UNLABELLED, is_unlabelled, task_of
@@ -160,8 +160,8 @@ def check_labels(
         raise ValueError(f"output must be one of {', '.join(_WRITERS)}, got {output}")
     if output is not None:
         refuse_as_output(output, data=data)
-    budget = Budget.of(max_requests, max_cost, prices)
-    if budget != Budget() and (output is None or not isinstance(teacher, LabelingTeacher)):
+    limits = SpendingLimits.of(max_requests, max_cost, prices)
+    if limits != SpendingLimits() and (output is None or not isinstance(teacher, LabelingTeacher)):
         raise ValueError(
             "max_requests, max_cost and prices are of one of nlpkd.teachers whose answers are kept beside the output: "
             "give both, or leave them out"
@@ -197,7 +197,7 @@ def check_labels(
         places = _places(targets.names, Classes.of(teacher.classes), by_name=True)
         answers = None if output is None else answers_beside(output, teacher)
         called = [f"row {row}" for row in known]
-        found = asked_probabilities(teacher, asked, answers, budget, called)[:, places]
+        found = asked_probabilities(teacher, asked, answers, limits, called)[:, places]
         answered = np.flatnonzero(~np.isnan(found).any(axis=1))
         known, given, found = known[answered], given[answered], found[answered]
         asked = [asked[place] for place in answered]

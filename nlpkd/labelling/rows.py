@@ -15,7 +15,7 @@ from datasets import Dataset, Value
 from nlpkd.data.columns import check_texts, find_text_column
 from nlpkd.labelling.answer import Answer
 from nlpkd.labelling.answers import AnswerFile
-from nlpkd.labelling.budget import Budget, Prices
+from nlpkd.labelling.costs import Prices, SpendingLimits
 from nlpkd.tasks import MULTI_LABEL
 from nlpkd.teachers.base import LabelingTeacher
 from nlpkd.utils.files import atomic_file
@@ -147,7 +147,7 @@ def asked_probabilities(
     teacher: LabelingTeacher,
     texts: Sequence[str],
     answers: AnswerFile | None,
-    budget: Budget | None = None,
+    limits: SpendingLimits | None = None,
     names: Sequence[str] | None = None,
 ) -> np.ndarray:
     """Ask a teacher for the probabilities of texts, each text once.
@@ -156,7 +156,7 @@ def asked_probabilities(
         teacher: the teacher.
         texts: the texts.
         answers: where its answers are kept, and are not asked again; they are not kept if None.
-        budget: the limits.
+        limits: the limits.
         names: what the texts are called in messages.
 
     Returns:
@@ -168,7 +168,7 @@ def asked_probabilities(
     lacking = [math.nan] * len(teacher.classes)
 
     def ask(kept: AnswerFile, once_more: bool = True) -> np.ndarray:
-        asked = kept.ask(texts, budget, names, once_more=once_more)
+        asked = kept.ask(texts, limits, names, once_more=once_more)
         return teacher.adjusted(np.array([each.probabilities or lacking for each in asked]))
 
     if answers is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from nlpkd.labelling.answer import Answer
-from nlpkd.labelling.budget import Budget, Prices
+from nlpkd.labelling.costs import Prices, SpendingLimits
 from nlpkd.teachers.base import Answers, LabelingTeacher
 
 
@@ -13,15 +13,15 @@ class Spending:
     """Requests and cost of a run, as they are known so far.
 
     A call is allowed where what was spent, what the running calls are expected to cost and what it is expected to cost
-    itself stay within the budget. Once calls have been counted, by this run or an earlier one, the largest ratio of
+    itself stay within the limits. Once calls have been counted, by this run or an earlier one, the largest ratio of
     what one has cost to what was expected of it corrects all further expectations.
     """
 
     def __init__(
-        self, teacher: LabelingTeacher, budget: Budget, known: Mapping[str, Answer], texts: Mapping[str, str],
+        self, teacher: LabelingTeacher, limits: SpendingLimits, known: Mapping[str, Answer], texts: Mapping[str, str],
         requests: int,
     ):  # fmt: skip
-        self.teacher, self.budget, self.reached = teacher, budget, ""
+        self.teacher, self.limits, self.reached = teacher, limits, ""
         self.requests, self.running = requests, 0.0
         self.spent, self.ratios = 0.0, list[float]()
         for key, each in known.items():
@@ -40,15 +40,15 @@ class Spending:
             self.ratios.append(cost / expected)
 
     def allows(self, group: Sequence[str]) -> bool:
-        """Check whether a call stays within the budget, and count it if so."""
+        """Check whether a call stays within the limits, and count it if so."""
         requests = self.requests + self.teacher.requests_per_call
-        if self.budget.max_requests is not None and requests > self.budget.max_requests:
-            self.reached = f"max_requests={self.budget.max_requests}"
+        if self.limits.max_requests is not None and requests > self.limits.max_requests:
+            self.reached = f"max_requests={self.limits.max_requests}"
             return False
         cost = self._expect(group)
         coming = max(self.ratios, default=1.0) * (self.running + cost)
-        if self.budget.max_cost is not None and self.spent + coming > self.budget.max_cost:
-            self.reached = f"max_cost={self.budget.max_cost} (spent: {self.spent:.6g})"
+        if self.limits.max_cost is not None and self.spent + coming > self.limits.max_cost:
+            self.reached = f"max_cost={self.limits.max_cost} (spent: {self.spent:.6g})"
             return False
         self.requests, self.running = requests, self.running + cost
         return True
@@ -62,10 +62,10 @@ class Spending:
         self._count(expected, cost)
 
     def _expect(self, group: Sequence[str]) -> float:
-        return self._cost([self.teacher.expected_tokens(text) for text in group]) if self.budget.prices else 0.0
+        return self._cost([self.teacher.expected_tokens(text) for text in group]) if self.limits.prices else 0.0
 
     def _cost(self, tokens: Sequence[tuple[int, int]]) -> float:
-        prices = self.budget.prices or Prices()
+        prices = self.limits.prices or Prices()
         return sum(prices.cost(*each) for each in tokens)
 
 

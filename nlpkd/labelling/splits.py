@@ -14,8 +14,8 @@ from nlpkd.data.sources import Source, read_splits, refuse_as_output
 from nlpkd.data.splits.learned import count_learned
 from nlpkd.labelling.answer import Answer
 from nlpkd.labelling.answers import AnswerFile
-from nlpkd.labelling.budget import Budget
 from nlpkd.labelling.calibration import GoldRows
+from nlpkd.labelling.costs import SpendingLimits
 from nlpkd.labelling.rows import (
     PROBABILITIES,
     answers_beside,
@@ -41,7 +41,7 @@ class RowsToLabel:
         read_as: how they are read once they are labelled: with the teacher's answers as soft labels.
         output: the parquet file of the training rows; answers of an earlier run with the same file are not asked
             again.
-        budget: the limits.
+        limits: the limits.
         gold: a few rows with gold labels, by which the teacher is corrected.
     """
 
@@ -50,7 +50,7 @@ class RowsToLabel:
     texts: Mapping[str, list[str]]
     read_as: DataArguments
     output: Path
-    budget: Budget
+    limits: SpendingLimits
     gold: GoldRows | None
 
     @classmethod
@@ -62,7 +62,7 @@ class RowsToLabel:
         test: Source | None,
         output: Path,
         asked: DataArguments,
-        budget: Budget | None = None,
+        limits: SpendingLimits | None = None,
         gold: Source | None = None,
     ) -> RowsToLabel:
         """Read the rows of a distillation; nothing is asked.
@@ -74,7 +74,7 @@ class RowsToLabel:
             test: the test rows, likewise.
             output: the parquet file of the training rows that is to be written.
             asked: how rows are read.
-            budget: the limits.
+            limits: the limits.
             gold: a few rows with gold labels, by which the teacher is to be corrected.
 
         Raises:
@@ -110,7 +110,7 @@ class RowsToLabel:
             for split in texts.keys() - {"train"}:
                 measured = Dataset.from_dict({"text": texts[split]})
                 count_learned(measured, corrected, ["text"], split, "rows of gold, which correct the teacher,")
-        return cls(teacher, splits, texts, read_as, output, budget or Budget(), few)
+        return cls(teacher, splits, texts, read_as, output, limits or SpendingLimits(), few)
 
     def unanswered(self) -> DatasetDict:
         """Return the splits as they will be, but for the answers: in their place all classes are equally likely."""
@@ -124,7 +124,7 @@ class RowsToLabel:
             The labelled splits, and the teacher; the corrected one where there are gold labels.
         """
         answers, state = answers_beside(self.output, self.teacher), PartialState()
-        teacher = self.teacher if self.gold is None else self.gold.fit(self.teacher, answers, self.budget)
+        teacher = self.teacher if self.gold is None else self.gold.fit(self.teacher, answers, self.limits)
         # One process asks, the others find all answers there.
         with state.main_process_first():
             found = {split: self._asked(answers, split) for split in self.texts}
@@ -140,4 +140,4 @@ class RowsToLabel:
 
     def _asked(self, answers: AnswerFile, split: str) -> list[Answer]:
         names = [f"row {row} of the {split} split" for row in range(len(self.texts[split]))]
-        return answers.ask(self.texts[split], self.budget, names, once_more=PartialState().is_main_process)
+        return answers.ask(self.texts[split], self.limits, names, once_more=PartialState().is_main_process)

@@ -21,7 +21,7 @@ from nlpkd.models.loading import load_config, load_teacher, load_tokenizer, spli
 from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder
 from nlpkd.models.structure import unwrapped
 from nlpkd.utils.files import digest_of, weights_in_use
-from nlpkd.utils.fingerprints import Teller, UntoldError, hash_configuration, hash_value, hash_weights
+from nlpkd.utils.fingerprints import Hasher, UnhashableError, hash_configuration, hash_value, hash_weights
 
 _MODEL_FILES = (
     *("model*.safetensors", "pytorch_model*.bin", "adapter_model.*", "config.json", "adapter_config.json", "*.py"),
@@ -238,8 +238,8 @@ def told_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
             told[name] = value
         else:
             try:
-                told[name] = Teller().tell(value)
-            except UntoldError as error:
+                told[name] = Hasher().hash(value)
+            except UnhashableError as error:
                 raise ValueError(
                     f"nothing tells {name}={value!r:.100} from another one ({error}): leave it out, or load the model "
                     "with it beforehand"

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from nlpkd.models.layers import LayerSpec
 from nlpkd.objectives.examples import ExampleObjective
-from nlpkd.objectives.limits import A_COUNT, NOT_NEGATIVE
+from nlpkd.objectives.limits import NOT_NEGATIVE, POSITIVE_INT
 
 
 class AdversarialLoss(ExampleObjective):
@@ -37,8 +37,8 @@ class AdversarialLoss(ExampleObjective):
 
     citation = "Xu, Hsu and Huang (2018), Training Shallow and Thin Networks ..., arXiv:1709.00513"
     settings = (*ExampleObjective.settings, "reversal", "width")
-    limits = {**ExampleObjective.limits, "reversal": NOT_NEGATIVE, "width": A_COUNT}
-    settled = (*ExampleObjective.settled, "width")
+    limits = {**ExampleObjective.limits, "reversal": NOT_NEGATIVE, "width": POSITIVE_INT}
+    fixed_by_bind = (*ExampleObjective.fixed_by_bind, "width")
 
     def __init__(
         self,

@@ -49,7 +49,7 @@ class AttentionMSELoss(AttentionObjective):
     citation = "Jiao et al. (2020), TinyBERT: Distilling BERT for Natural Language Understanding, arXiv:1909.10351"
     settings = ("on",)
     limits = {**AttentionObjective.limits, "on": one_of("probabilities", "scores")}
-    settled = (*AttentionObjective.settled, "on")
+    fixed_by_bind = (*AttentionObjective.fixed_by_bind, "on")
 
     def __init__(self, layers: LayerSpec = "uniform", weight: float = 1.0, on: str = "probabilities"):
         super().__init__(layers, weight)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nlpkd.models.layers import LayerSpec, map_layers
-from nlpkd.objectives.limits import A_WEIGHT, Limit
+from nlpkd.objectives.limits import FINITE_WEIGHT, Limit
 from nlpkd.objectives.temperature import Temperature
 from nlpkd.tasks import SINGLE_LABEL, TASKS, task_of
 from nlpkd.utils.field_types import plain_numbers
@@ -54,7 +54,7 @@ class Objective(nn.Module, ABC):
         citation: the paper.
         settings: names of the attributes that tell it from others of its class, for `config`.
         limits: which values settings can have, by name; the constructor, `again` and assignments go by them.
-        settled: names of those that `bind` builds on, which can't be assigned any more once a trainer called it.
+        fixed_by_bind: names of those that `bind` builds on, which can't be assigned any more once a trainer called it.
         teacher_needed: whether it reads the teacher's outputs.
         tasks: the problem types that it is defined for.
         couples_rows: its value depends on which rows share a micro-batch (relations between examples), so that totals
@@ -75,8 +75,8 @@ class Objective(nn.Module, ABC):
     needs: frozenset[str]
     citation: ClassVar[str] = ""
     settings: ClassVar[tuple[str, ...]] = ()
-    limits: ClassVar[Mapping[str, Limit]] = {"weight": A_WEIGHT}
-    settled: ClassVar[tuple[str, ...]] = ()
+    limits: ClassVar[Mapping[str, Limit]] = {"weight": FINITE_WEIGHT}
+    fixed_by_bind: ClassVar[tuple[str, ...]] = ()
     teacher_needed: ClassVar[bool] = True
     tasks: ClassVar[frozenset[str]] = frozenset(TASKS)
     couples_rows: bool = False
@@ -96,16 +96,16 @@ class Objective(nn.Module, ABC):
 
         What is assigned holds from the next micro-batch on. Numbers of numpy become Python's.
         """
-        if name in (*self.settled, *self.settings, *self.limits):
+        if name in (*self.fixed_by_bind, *self.settings, *self.limits):
             value = plain_numbers(value)
-        if name in self.settled and self.bound_in is not None:
+        if name in self.fixed_by_bind and self.bound_in is not None:
             raise ValueError(
                 f"{type(self).__name__}.{name} was settled when a trainer bound student and teacher, and would not be "
                 f"followed now: make another objective, as again({name}=...) does, and give it to another trainer"
             )
         limit = self.limits.get(name)
         if limit is not None and not limit.allows(value):
-            raise ValueError(f"{type(self).__name__}: {name} must be {limit.told}, got {value!r:.80}")
+            raise ValueError(f"{type(self).__name__}: {name} must be {limit.words}, got {value!r:.80}")
         super().__setattr__(name, value)
         if name in self.before_bound:
             self.before_bound = {each: before for each, before in self.before_bound.items() if each != name}
@@ -259,7 +259,7 @@ class LayerObjective(Objective):
         weight: factor of this objective in the sum.
     """
 
-    settled: ClassVar[tuple[str, ...]] = ("layers",)
+    fixed_by_bind: ClassVar[tuple[str, ...]] = ("layers",)
 
     def __init__(self, layers: LayerSpec = "uniform", weight: float = 1.0):
         super().__init__(weight)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from nlpkd.models.layers import LayerSpec
 from nlpkd.objectives.base import LayerObjective, Objective, text_state
-from nlpkd.objectives.limits import A_COUNT, POSITIVE, Limit, one_of
+from nlpkd.objectives.limits import POSITIVE, POSITIVE_INT, Limit, one_of
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 
@@ -30,7 +30,7 @@ class ExampleObjective(LayerObjective):
 
     settings: ClassVar[tuple[str, ...]] = ("on",)
     limits: ClassVar[Mapping[str, Limit]] = {**LayerObjective.limits, "on": one_of("hidden_states", "logits")}
-    settled: ClassVar[tuple[str, ...]] = (*LayerObjective.settled, "on")
+    fixed_by_bind: ClassVar[tuple[str, ...]] = (*LayerObjective.fixed_by_bind, "on")
     tasks = frozenset({SINGLE_LABEL, MULTI_LABEL, REGRESSION})
 
     def __init__(self, layers: LayerSpec = "last", weight: float = 1.0, on: str = "hidden_states"):
@@ -172,8 +172,8 @@ class ContrastiveLoss(ExampleObjective):
 
     citation = "Tian et al. (2020), Contrastive Representation Distillation, arXiv:1910.10699"
     settings = (*ExampleObjective.settings, "temperature", "width")
-    limits = {**ExampleObjective.limits, "temperature": POSITIVE, "width": A_COUNT}
-    settled: ClassVar[tuple[str, ...]] = (*ExampleObjective.settled, "width")
+    limits = {**ExampleObjective.limits, "temperature": POSITIVE, "width": POSITIVE_INT}
+    fixed_by_bind: ClassVar[tuple[str, ...]] = (*ExampleObjective.fixed_by_bind, "width")
     couples_rows = True
 
     def __init__(

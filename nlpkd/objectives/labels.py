@@ -43,7 +43,7 @@ class CrossEntropyLoss(Objective):
     limits: ClassVar[Mapping[str, Limit]] = {
         **Objective.limits, "label_smoothing": numbers(lambda share: 0 <= share < 1, "in [0, 1)"),
     }  # fmt: skip
-    settled = ("class_weights",)
+    fixed_by_bind = ("class_weights",)
 
     def __init__(self, weight: float = 1.0, class_weights: GivenWeights = None, label_smoothing: float = 0.0):
         super().__init__(weight)
@@ -71,7 +71,7 @@ class CrossEntropyLoss(Objective):
         """
         limit = self.limits["label_smoothing"]
         if not limit.allows(label_smoothing):
-            raise ValueError(f"label_smoothing_factor must be {limit.told}, got {label_smoothing!r:.80}")
+            raise ValueError(f"label_smoothing_factor must be {limit.words}, got {label_smoothing!r:.80}")
         self._run_smoothing = label_smoothing
 
     @property

@@ -15,16 +15,16 @@ class Limit(NamedTuple):
 
     Attributes:
         allows: tells of a value whether it can be had.
-        told: the same in words, after "must be".
+        words: the same in words, after "must be".
     """
 
     allows: Callable[[Any], bool]
-    told: str
+    words: str
 
 
-def numbers(allows: Callable[[float], bool], told: str) -> Limit:
+def numbers(allows: Callable[[float], bool], words: str) -> Limit:
     """Limit a setting to numbers of which something holds; NaN is none."""
-    return Limit(lambda value: are_numbers(value) and allows(value), told)
+    return Limit(lambda value: are_numbers(value) and allows(value), words)
 
 
 def one_of(*choices: str) -> Limit:
@@ -37,8 +37,8 @@ def counts(value: Any) -> bool:
     return isinstance(value, Integral) and int(value) >= 1
 
 
-A_SWITCH = Limit(lambda value: isinstance(value, bool), "True or False")
+BOOL = Limit(lambda value: isinstance(value, bool), "True or False")
 POSITIVE = numbers(lambda value: value > 0, "> 0")
 NOT_NEGATIVE = numbers(lambda value: value >= 0, ">= 0")
-A_COUNT = Limit(counts, "a whole number >= 1")
-A_WEIGHT = numbers(lambda value: 0 <= value < math.inf, ">= 0 and finite")
+POSITIVE_INT = Limit(counts, "a whole number >= 1")
+FINITE_WEIGHT = numbers(lambda value: 0 <= value < math.inf, ">= 0 and finite")

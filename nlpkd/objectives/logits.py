@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nlpkd.objectives.base import Objective, labels_of
-from nlpkd.objectives.limits import A_SWITCH, NOT_NEGATIVE, Limit, numbers, one_of
+from nlpkd.objectives.limits import BOOL, NOT_NEGATIVE, Limit, numbers, one_of
 from nlpkd.objectives.temperature import Temperature, TemperatureSetting
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, is_unlabelled
 
@@ -49,9 +49,9 @@ class SoftTargetObjective(Objective):
     settings: ClassVar[tuple[str, ...]] = ("temperature", "standardize", "teacher_errors", "confidence_weighting")
     limits: ClassVar[Mapping[str, Limit]] = {
         **Objective.limits,
-        "standardize": A_SWITCH,
+        "standardize": BOOL,
         "teacher_errors": one_of("keep", "skip", "shift"),
-        "confidence_weighting": A_SWITCH,
+        "confidence_weighting": BOOL,
     }
     tasks = frozenset({SINGLE_LABEL, MULTI_LABEL})
 

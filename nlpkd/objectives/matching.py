@@ -15,7 +15,7 @@ from nlpkd.models.structure import without_adapter
 from nlpkd.objectives.base import FEATURES
 from nlpkd.objectives.presets import resolve
 from nlpkd.utils.processes import decided_by_main_process
-from nlpkd.utils.randomness import undrawn
+from nlpkd.utils.randomness import random_state_kept
 
 _LENGTHS = (6, 9)
 """Tokens of the texts. Of one alone a size could be another one's by chance."""
@@ -53,7 +53,7 @@ def _shows(model: nn.Module, kinds: Iterable[str]) -> bool:
         return True
     config: Any = without_adapter(model).config
     try:
-        with undrawn(placement(model)[0]), torch.no_grad():
+        with random_state_kept(placement(model)[0]), torch.no_grad():
             layers = frozenset(range(1, config.num_hidden_layers + 1))
             capture = Capture(tried, dict.fromkeys(kinds, layers), "model")
             for length in _LENGTHS:

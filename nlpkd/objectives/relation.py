@@ -41,7 +41,7 @@ class SelfAttentionRelationLoss(LayerObjective):
     citation = "Wang et al. (2021), MiniLMv2: Multi-Head Self-Attention Relation Distillation, arXiv:2012.15828"
     settings = ("relation_heads",)
     limits = {**LayerObjective.limits, "relation_heads": _HEADS}
-    settled = (*LayerObjective.settled, "relation_heads")
+    fixed_by_bind = (*LayerObjective.fixed_by_bind, "relation_heads")
 
     def __init__(self, layers: LayerSpec = "last", weight: float = 1.0, relation_heads: int | None = None):
         super().__init__(layers, weight)

@@ -24,7 +24,7 @@ from nlpkd.evaluation.prediction import gold_labels, warn_of_one_class
 from nlpkd.evaluation.records import percent
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.labelling.answers import AnswerFile
-from nlpkd.labelling.budget import Budget, Prices
+from nlpkd.labelling.costs import Prices, SpendingLimits
 from nlpkd.labelling.rows import answers_beside
 from nlpkd.models.source import ModelSource
 from nlpkd.serving.cascade import (
@@ -101,15 +101,15 @@ def cascade(
         raise ValueError(
             f"a cascade is of rows with one class each, and problem_type is {data_args.problem_type!r}: leave it out"
         )
-    budget, answers = Budget.of(max_requests, max_cost, prices), _answers_of(teacher, folder)
-    if budget != Budget() and answers is None:
+    limits, answers = SpendingLimits.of(max_requests, max_cost, prices), _answers_of(teacher, folder)
+    if limits != SpendingLimits() and answers is None:
         raise ValueError(
             "max_requests, max_cost and prices are of one of nlpkd.teachers whose answers are kept, and those of a "
             "model or a function are not: leave them out"
         )
     small = load(folder, trust_remote_code=trust_remote_code)
     refuse_other_tasks(small.model.config)
-    large = Fallback(teacher, trust_remote_code, batch_size, answers, budget)
+    large = Fallback(teacher, trust_remote_code, batch_size, answers, limits)
     asked = large.in_words_of(small.model.config)
 
     # The rows, with gold labels where the target is on them

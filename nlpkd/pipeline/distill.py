@@ -26,7 +26,7 @@ from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
 from nlpkd.evaluation.report_text import Cells
 from nlpkd.evaluation.scoring import headline_of
 from nlpkd.hub.push import push_student
-from nlpkd.labelling.budget import Budget, Prices
+from nlpkd.labelling.costs import Prices, SpendingLimits
 from nlpkd.models.ensemble import as_ensemble
 from nlpkd.objectives import Objective
 from nlpkd.objectives.presets import Stage, with_preset_settings
@@ -284,7 +284,7 @@ def distill(
     check_before(args, num_seeds, train=train, validation=validation, test=test)
     prepare: Any = prepare_job
     if isinstance(teacher, LabelingTeacher):
-        prepare = partial(prepare_labelled_job, budget=Budget.of(max_requests, max_cost, prices), gold=gold)
+        prepare = partial(prepare_labelled_job, limits=SpendingLimits.of(max_requests, max_cost, prices), gold=gold)
     elif any(each is not None for each in (gold, max_requests, max_cost, prices)):
         raise ValueError("gold, max_requests, max_cost and prices are of a teacher that labels texts: leave them out")
     with only_run(args.output_dir):

@@ -45,7 +45,7 @@ from nlpkd.training.trainer import DistillationTrainer
 from nlpkd.utils.files import numbered_folders, weights_sha256
 from nlpkd.utils.processes import phase, quiet
 from nlpkd.utils.provenance import command_line, now
-from nlpkd.utils.randomness import undrawn
+from nlpkd.utils.randomness import random_state_kept
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class Job:
         Raises:
             ValueError: if something does not fit, as in `run`; with a rehearsal, if the loss of a stage fails.
         """
-        with quiet("nlpkd"), undrawn(args.device):
+        with quiet("nlpkd"), random_state_kept(args.device):
             student = self.make_untrained_student(args.seed)
             ask_for_label_names(student.config, self.data["train"])
             for make in self.baselines.values():

@@ -18,8 +18,8 @@ from nlpkd.data.one_split import read_one_split
 from nlpkd.data.sources import Source, refuse_as_output, without_training_words
 from nlpkd.evaluation.scoring import headline_of
 from nlpkd.labelling.answers import AnswerFile
-from nlpkd.labelling.budget import Budget, LabelPlan, Prices
 from nlpkd.labelling.calibration import GoldRows
+from nlpkd.labelling.costs import LabelPlan, Prices, SpendingLimits
 from nlpkd.labelling.rounds import RoundFile
 from nlpkd.labelling.rows import (
     PROBABILITIES,
@@ -120,7 +120,7 @@ def label(
     if output.suffix != ".parquet":
         raise ValueError(f"output must be a .parquet file, got {output}")
     refuse_as_output(output, source=source, test=test)
-    limits = Budget.of(max_requests, max_cost, prices)
+    limits = SpendingLimits.of(max_requests, max_cost, prices)
     rows, _ = read_one_split(source, may_read=DataArguments(text_column=text_column).may_read)
     with without_training_words(rows):
         texts = texts_to_label(rows, "train", text_column)
@@ -240,7 +240,7 @@ class Rounds:
             rows |= dict.fromkeys(chosen)
         return [self.texts[row] for row in rows]
 
-    def buy(self, limits: Budget | None = None) -> list[int]:
+    def buy(self, limits: SpendingLimits | None = None) -> list[int]:
         """Choose rows, ask about them, and keep the curve beside the output.
 
         Args:

@@ -25,7 +25,7 @@ from nlpkd.data.sources import Source, name_of
 from nlpkd.data.text_classification import TextClassificationData, load_text_classification
 from nlpkd.data.tokenization import TeacherTokenizers, known_tokenizers
 from nlpkd.hub.model_card import hub_id
-from nlpkd.labelling.budget import Budget
+from nlpkd.labelling.costs import SpendingLimits
 from nlpkd.labelling.splits import LABELS_NAME, RowsToLabel
 from nlpkd.models.ensemble import as_one_teacher
 from nlpkd.models.source import ModelSource
@@ -197,7 +197,7 @@ def prepare_labelled_job(
     validation: Source | None = None,
     test: Source | None = None,
     *,
-    budget: Budget | None = None,
+    limits: SpendingLimits | None = None,
     gold: Source | None = None,
     data_args: DataArguments | None = None,
     **options: Any,
@@ -214,7 +214,7 @@ def prepare_labelled_job(
         train: the training rows, which need no label column.
         validation: the validation rows, with gold labels or without.
         test: the test rows, likewise.
-        budget: the limits of what is asked.
+        limits: the limits of what is asked.
         gold: a few rows with gold labels, by which the teacher is corrected.
         data_args: how rows are read.
         **options: further ones of `prepare_job`.
@@ -231,7 +231,7 @@ def prepare_labelled_job(
         raise ValueError("distill needs train: a file, a Hub id, or rows in memory")
     refuse_augmentation(args, asked, None)
     output = Path(args.output_dir) / LABELS_NAME
-    rows = RowsToLabel.of(teacher, train, validation, test, output, asked, budget, gold)
+    rows = RowsToLabel.of(teacher, train, validation, test, output, asked, limits, gold)
     named = dict.fromkeys(name_of(each) for each in (train, validation, test) if each is not None)
 
     def prepared(splits: DatasetDict, teacher: LabelingTeacher) -> Job:

@@ -21,7 +21,7 @@ from nlpkd.models.onnx_classifier import OnnxClassifier, config_sha256
 from nlpkd.serving.texts import READING, as_texts
 from nlpkd.tasks import SINGLE_LABEL, task_of
 from nlpkd.utils.files import TOKENIZER, digest_of, explain_damage, weights_sha256, write_json
-from nlpkd.utils.fingerprints import Teller
+from nlpkd.utils.fingerprints import Hasher
 
 logger = logging.getLogger(__name__)
 
@@ -209,7 +209,7 @@ def served_files(student: Any, folder: Path) -> dict[str, str]:
     if (folder / TOKENIZER).is_file():
         files[TOKENIZER] = digest_of(folder / TOKENIZER)
     # What other files say of how it reads: where a text is cut, and on which side.
-    files["tokenizer"] = Teller().tell(student.tokenizer)
+    files["tokenizer"] = Hasher().hash(student.tokenizer)
     labels = json.dumps(student.model.config.id2label, sort_keys=True)
     return files | {_LABELS: hashlib.sha256(labels.encode()).hexdigest()}
 

@@ -20,7 +20,7 @@ from nlpkd.data.labels.classes import Classes, complete_config, given_labels, th
 from nlpkd.data.tokenization import NO_TOKENS, resolve_max_length, with_limit, with_usual_padding
 from nlpkd.data.windows import average_windows, windows_of
 from nlpkd.labelling.answers import AnswerFile
-from nlpkd.labelling.budget import Budget
+from nlpkd.labelling.costs import SpendingLimits
 from nlpkd.labelling.rows import asked_probabilities
 from nlpkd.models.limits import positions_of
 from nlpkd.models.loading import load_classifier, load_tokenizer, onnx_file, split_revision
@@ -320,7 +320,7 @@ class Fallback:
         batch_size: texts at once.
         answers: where the answers of one of `nlpkd.teachers` are kept, and are not asked for again; they are not kept
             if None.
-        budget: the limits of asking one of `nlpkd.teachers`.
+        limits: the limits of asking one of `nlpkd.teachers`.
 
     Attributes:
         name: of the teacher.
@@ -334,9 +334,9 @@ class Fallback:
         trust_remote_code: bool = False,
         batch_size: int = 32,
         answers: AnswerFile | None = None,
-        budget: Budget | None = None,
+        limits: SpendingLimits | None = None,
     ):
-        self._teacher, self._batch_size, self._answers, self._budget = teacher, batch_size, answers, budget
+        self._teacher, self._batch_size, self._answers, self._limits = teacher, batch_size, answers, limits
         self.files: dict[str, str] = {}
         if isinstance(teacher, LabelingTeacher):
             self.name, self.classes = str(teacher.describe()["name"]), Classes.of(teacher.classes)
@@ -368,7 +368,7 @@ class Fallback:
         def ask(texts: list[Any], **reading: Any) -> list[tuple[str, float] | None]:
             if isinstance(self._teacher, LabelingTeacher):
                 labels = list(self.classes.names)
-                found = asked_probabilities(self._teacher, texts, self._answers, self._budget)
+                found = asked_probabilities(self._teacher, texts, self._answers, self._limits)
             else:
                 labels, logits = scores(self._large, texts, batch_size=self._batch_size, **reading)
                 found = softmax(logits, axis=-1)

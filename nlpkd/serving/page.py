@@ -112,7 +112,7 @@ def make_space_page(folder: Path) -> gradio.Blocks:
         report = json.loads(Path(hf_hub_download(name, "report.json", revision=revision)).read_text(encoding="utf-8"))
     except EntryNotFoundError:
         report = None
-    return make_page(models, differences(report) if report else (), title=f"Try {name}", pairs=about["pairs"])
+    return make_page(models, rows_that_differ(report) if report else (), title=f"Try {name}", pairs=about["pairs"])
 
 
 def name_labels(classify: Any, names: Sequence[str]) -> None:
@@ -158,7 +158,7 @@ def verdict(models: Iterable[Any], answers: Sequence[dict[str, float] | str]) ->
     return "They agree." if len(decisions) == 1 else "They differ."
 
 
-def differences(report: Mapping[str, Any], texts: Mapping[int, str] | None = None) -> list[list[Any]]:
+def rows_that_differ(report: Mapping[str, Any], texts: Mapping[int, str] | None = None) -> list[list[Any]]:
     """Return the rows of a report on which the student differs most from its teacher, with the columns of `HEADER`.
 
     Args:

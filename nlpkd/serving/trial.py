@@ -59,7 +59,7 @@ def make_trial(
     texts = {}
     if report is not None and data is not None:
         texts = _texts(report, next(iter(models.values())), data, data_args)
-    rows = [] if report is None else page.differences(report.to_dict(), texts)
+    rows = [] if report is None else page.rows_that_differ(report.to_dict(), texts)
     pairs = data_args.text_pair_column is not None or bool(report and report.run.data.pairs)
     return page.make_page(models, rows, title=f"nlpkd try {student}", pairs=pairs)
 

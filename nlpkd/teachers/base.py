@@ -346,7 +346,7 @@ def as_probabilities(answers: Any, rows: int, classes: Sequence[str], problem_ty
     Raises:
         ValueError: if they are not; the first wrong row is named.
     """
-    found = as_numbers(answers)
+    found = as_float64(answers)
     if found.shape != (rows, len(classes)):
         raise ValueError(f"a teacher must answer {rows} texts with {(rows, len(classes))} numbers, got {found.shape}")
     wrong = ~np.isfinite(found).all(axis=1) | (found < 0).any(axis=1) | (found > 1 + ROUNDING).any(axis=1)
@@ -360,7 +360,7 @@ def as_probabilities(answers: Any, rows: int, classes: Sequence[str], problem_ty
     return np.minimum(found, 1).astype(np.float32)
 
 
-def as_numbers(given: Any) -> np.ndarray:
+def as_float64(given: Any) -> np.ndarray:
     """Read what a function gives for texts: nested lists, arrays, or tensors of any type on any device.
 
     Args:

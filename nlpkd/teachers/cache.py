@@ -24,7 +24,7 @@ from nlpkd.data.columns import TEACHER_LOGITS
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.rows import formatted_as, is_plain
 from nlpkd.data.soft_labels import PROBABILITY_FLOOR
-from nlpkd.teachers.base import as_numbers, classes_of_function
+from nlpkd.teachers.base import as_float64, classes_of_function
 from nlpkd.teachers.checks import looks_like_probabilities
 from nlpkd.teachers.runners import Finish, FunctionRunner, ModelRunner, Runner
 from nlpkd.teachers.shards import ShardFolder
@@ -223,7 +223,7 @@ def _compute(
 
 
 def _as_logits(values: Any, outputs: str, span: range) -> np.ndarray:
-    array = as_numbers(values).astype(np.float32)
+    array = as_float64(values).astype(np.float32)
     if array.ndim != 2 or len(array) != len(span):
         raise ValueError(
             f"the teacher gave an array of shape {array.shape} for {len(span)} rows: expected one row each"

@@ -27,7 +27,7 @@ from nlpkd.models.inference import evaluating
 from nlpkd.models.structure import classification_head, permute_head
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL, is_unlabelled, task_of
 from nlpkd.teachers.teacher import LiveTeacher, Teacher
-from nlpkd.utils.randomness import undrawn
+from nlpkd.utils.randomness import random_state_kept
 
 logger = logging.getLogger(__name__)
 
@@ -283,7 +283,7 @@ def settle_unnamed_head(
     labels, sample = _sample_of_labels(dataset, config, seed)
     if head is None or (head.bias is not None and not head.bias.any()) or labels is None or not sample:
         return
-    with evaluating(student), undrawn():
+    with evaluating(student), random_state_kept():
         logits = _logits_of(run, dataset, sample, collate, batch_size, device)
     permute_head(student, check(logits, labels[sample], None, config.id2label, only_sure=True)[0])
 

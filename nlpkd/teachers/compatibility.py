@@ -28,7 +28,7 @@ from nlpkd.models.padding import refuse_unknown_padding
 from nlpkd.models.structure import classification_head, input_table, permute_head
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, task_of
 from nlpkd.teachers.checks import looks_like_probabilities
-from nlpkd.utils.randomness import undrawn
+from nlpkd.utils.randomness import random_state_kept
 
 _READ_ROWS = 100_000
 
@@ -72,7 +72,7 @@ def refuse_shared_weights(student: nn.Module, teacher: nn.Module) -> None:
         )
 
 
-def refuse_no_tokens(columns: Sequence[str], collate: Any, split: str) -> None:
+def refuse_untokenised_rows(columns: Sequence[str], collate: Any, split: str) -> None:
     """Refuse rows of texts that nobody tokenised, where the collator does nothing but pad.
 
     Args:
@@ -200,7 +200,7 @@ def refuse_no_classifier(student: nn.Module, capture: Capture, batch: Mapping[st
             what it gave is named.
     """
     capture.refuse_other_columns(student, batch, "student")
-    with evaluating(student), undrawn():
+    with evaluating(student), random_state_kept():
         logits: Any = capture(student, batch).logits
     rows = len(next(iter(capture.inputs(batch).values())))
     expected = f"the student ({type(student).__name__}) must give logits (rows, labels)"

@@ -24,12 +24,12 @@ from nlpkd.objectives.temperature import Temperature
 from nlpkd.utils.files import has_checksums, numbered_folders, write_checksums, write_json
 from nlpkd.utils.fingerprints import (
     NO_INFLUENCE,
-    Teller,
+    Hasher,
     hash_configuration,
+    hash_in_run,
     hash_value,
     hash_weights,
     is_foreign,
-    told_in_run,
 )
 from nlpkd.utils.full_disk import explain_full_disk
 from nlpkd.utils.links import give_usual_modes
@@ -109,7 +109,7 @@ def last_whole(output_dir: str | Path, record: dict[str, Any] | None = None) -> 
     return others[0] if others else None
 
 
-def record_of(checkpoint: Path) -> dict[str, Any] | None:
+def run_record_of(checkpoint: Path) -> dict[str, Any] | None:
     """Read which run wrote a checkpoint; None where no run of nlpkd did, or the record is damaged."""
     try:
         found = json.loads((checkpoint / RUN_RECORD).read_text(encoding="utf-8"))
@@ -120,7 +120,7 @@ def record_of(checkpoint: Path) -> dict[str, Any] | None:
 
 def is_of(checkpoint: Path, record: dict[str, Any]) -> bool:
     """Check whether a run wrote a checkpoint, of whatever length it was then."""
-    theirs = record_of(checkpoint)
+    theirs = run_record_of(checkpoint)
     compared = ("result", "start") if record.get("same_start") else ("result",)
     if theirs is None or not chooses_alike(theirs, record):
         return False
@@ -157,7 +157,7 @@ def set_other_runs_aside(output_dir: Path, resumed: str | None, record: dict[str
         for step, path in found.items()
         if str(path) != resumed
         and any(path.iterdir())
-        and not (is_of(path, record) if step <= last else record_of(path) == record)
+        and not (is_of(path, record) if step <= last else run_record_of(path) == record)
     ]
     if not others:
         return
@@ -299,10 +299,10 @@ def describe_lessons(
     result |= describe_rows(rows, [*columns, *_ordered_by(args)], "training")
     for name, objective in zip(objectives.names, objectives, strict=True):
         result |= {f"{name}: {key}": value for key, value in objective.config().items() if key != "citation"}
-        result |= {f"{name}: {part}": told_in_run(_tell_own, each) for part, each in _own_parts_of(objective).items()}
+        result |= {f"{name}: {part}": hash_in_run(_tell_own, each) for part, each in _own_parts_of(objective).items()}
     if teacher is not None and objectives.need_teacher:
         result |= {"the teacher's weights": hash_weights(teacher)}
-        result |= {"the teacher's configuration": told_in_run(hash_configuration, teacher)}
+        result |= {"the teacher's configuration": hash_in_run(hash_configuration, teacher)}
     return result
 
 
@@ -315,10 +315,10 @@ def _own_parts_of(objective: Objective) -> dict[str, Any]:
 
 def _tell_own(part: Objective | Temperature) -> str:
     """Hash the code of an objective or a temperature, and the attributes that it was made with."""
-    teller, names = Teller(), setting_names(type(part))
-    given = {name: teller.tell(getattr(part, name)) for name in names if hasattr(part, name)}
-    held = {name: told for name, told in teller.attributes(part) if name not in _OF_TRAINER}
-    return hash_value([teller.code(type(part)), given, held])
+    hasher, names = Hasher(), setting_names(type(part))
+    given = {name: hasher.hash(getattr(part, name)) for name in names if hasattr(part, name)}
+    held = {name: told for name, told in hasher.attributes(part) if name not in _OF_TRAINER}
+    return hash_value([hasher.code(type(part)), given, held])
 
 
 def _other_settings(settings: dict[str, Any]) -> dict[str, Any]:
@@ -366,7 +366,7 @@ def describe_own_parts(loss_function: Any, optimizer: Any, optimizer_class: tupl
     if loss_function is not None:
         told["the loss function"] = _name_of(loss_function)
         if is_foreign(loss_function):
-            told["the loss function's code"] = told_in_run(Teller().tell, loss_function)
+            told["the loss function's code"] = hash_in_run(Hasher().hash, loss_function)
     if optimizer is not None:
         groups = getattr(optimizer, "param_groups", [])
         rest = [

@@ -22,12 +22,12 @@ from nlpkd.data.rows import visible_columns
 from nlpkd.data.windows import average_windows, one_row_a_document
 from nlpkd.evaluation.scoring import Scoring, scoring_of, task_scoring
 from nlpkd.tasks import is_unlabelled
-from nlpkd.teachers.compatibility import refuse_no_tokens
+from nlpkd.teachers.compatibility import refuse_untokenised_rows
 from nlpkd.training.best import refuse_unkept
 from nlpkd.training.loss import DistillationLoss
 from nlpkd.training.resumable import ResumableTrainer
 from nlpkd.utils.fingerprints import is_foreign
-from nlpkd.utils.randomness import undrawn
+from nlpkd.utils.randomness import random_state_kept
 
 
 class PredictionMetrics:
@@ -229,7 +229,9 @@ class EvaluatingTrainer(ResumableTrainer):
     def _aligned(self, rows: Any, split: str) -> Any:
         """Return rows with label ids as the student has them; refuse rows that nobody tokenised."""
         for name, each in rows.items() if isinstance(rows, dict) else [("", rows)]:
-            refuse_no_tokens(visible_columns(each), self.data_collator, f"{split} set {name}" if name else split)
+            refuse_untokenised_rows(
+                visible_columns(each), self.data_collator, f"{split} set {name}" if name else split
+            )
         return align_labels_to_student(rows, getattr(self.model, "config", None), split, self.classes)
 
     # Batches
@@ -255,17 +257,17 @@ class EvaluatingTrainer(ResumableTrainer):
 
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
         """Evaluate as `Trainer` does; a training draws the same random numbers with it and without it."""
-        with self._undrawn():
+        with self._random_state_kept():
             return super().evaluate(*arguments, **options)
 
     def predict(self, *arguments: Any, **options: Any) -> Any:
         """Predict as `Trainer` does; a training draws the same random numbers with it and without it."""
-        with self._undrawn():
+        with self._random_state_kept():
             return super().predict(*arguments, **options)
 
-    def _undrawn(self) -> AbstractContextManager[None]:
+    def _random_state_kept(self) -> AbstractContextManager[None]:
         """Give a training that goes on its random numbers back: loaders and metrics draw some."""
-        return undrawn(self.args.device) if self.is_in_train else nullcontext()
+        return random_state_kept(self.args.device) if self.is_in_train else nullcontext()
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None

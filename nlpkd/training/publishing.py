@@ -26,7 +26,7 @@ from nlpkd.hub.push import push_student
 from nlpkd.hub.saving import save_report
 from nlpkd.models.ensemble import TeacherEnsemble
 from nlpkd.objectives.objective_set import ObjectiveSet
-from nlpkd.utils.fingerprints import hash_configuration, hash_value, hash_weights, told_in_run
+from nlpkd.utils.fingerprints import hash_configuration, hash_in_run, hash_value, hash_weights
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def measurement_sha256(splits: Mapping[str, Any], teacher: nn.Module | None, set
         A SHA-256, in hexadecimal digits.
     """
     rows = {name: describe_rows(each, each.column_names, name) for name, each in splits.items() if each is not None}
-    told = None if teacher is None else [hash_weights(teacher), told_in_run(hash_configuration, teacher)]
+    told = None if teacher is None else [hash_weights(teacher), hash_in_run(hash_configuration, teacher)]
     return hash_value({"rows": rows, "teacher": told, "settings": dict(settings)})
 
 

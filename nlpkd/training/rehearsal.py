@@ -25,7 +25,7 @@ from nlpkd.utils.files import staging_folder
 from nlpkd.utils.fingerprints import is_foreign
 from nlpkd.utils.full_disk import MODEL_NOT_SAVED
 from nlpkd.utils.processes import quiet
-from nlpkd.utils.randomness import undrawn
+from nlpkd.utils.randomness import random_state_kept
 
 ROWS = 4
 """Rows of a split that are tried: the longest one, that with the highest token, and the first ones."""
@@ -90,7 +90,7 @@ def rehearse_loss(trainer: Any) -> None:
 @contextmanager
 def _trying(trainer: Any) -> Iterator[None]:
     """Leave the trainer of all processes as it was, whatever is tried."""
-    with undrawn(trainer.args.device), _failing_together(), unchanged(trainer.model), trainer._loss.tried():
+    with random_state_kept(trainer.args.device), _failing_together(), unchanged(trainer.model), trainer._loss.tried():
         yield
     if trainer._signals.live is not None:
         trainer._signals.live.release()

@@ -20,7 +20,7 @@ from transformers.trainer_callback import ExportableState
 
 from nlpkd.config import DistillationConfig
 from nlpkd.evaluation.figures.reading import as_type
-from nlpkd.training.checkpoints import RUN_RECORD, chooses_alike, has_optimizer, is_of, last_whole, record_of
+from nlpkd.training.checkpoints import RUN_RECORD, chooses_alike, has_optimizer, is_of, last_whole, run_record_of
 from nlpkd.utils.files import (
     atomic_folder_update,
     explain_damage,
@@ -234,7 +234,7 @@ def follow_new_length(lr_scheduler: Any, checkpoint: Path, record: dict[str, Any
         checkpoint: where it was loaded from.
         record: of this run, by `describe_run`.
     """
-    if isinstance(lr_scheduler, LambdaLR) and (record_of(checkpoint) or {}).get("length") != record["length"]:
+    if isinstance(lr_scheduler, LambdaLR) and (run_record_of(checkpoint) or {}).get("length") != record["length"]:
         # Its last step once more, by the new length
         lr_scheduler.last_epoch -= 1
         lr_scheduler.step()
@@ -356,7 +356,7 @@ def finished_before(trainer: Any) -> TrainerState | None:
     record = _describe_finished(trainer, trainer.describe_run())
 
     def read() -> TrainerState | None:
-        if not history.is_file() or record_of(history.parent) != record:
+        if not history.is_file() or run_record_of(history.parent) != record:
             return None
         with explain_damage(history, "delete it, and the training is done again"):
             return TrainerState.load_from_json(str(history))

@@ -45,7 +45,7 @@ from nlpkd.training.speed.lean import (
     refused_speed_ups,
 )
 from nlpkd.training.speed.recorded_steps import recordable
-from nlpkd.utils.randomness import undrawn
+from nlpkd.utils.randomness import random_state_kept
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ class DistillationTrainer(SearchingTrainer):
         self._signature_columns = None
         self._set_signature_columns_if_needed()
         collate = self._get_collator_with_removed_columns(self.data_collator)
-        with undrawn():
+        with random_state_kept():
             rows, size = self.train_dataset, args.eval_batch_size
             copied = self._signals.check(rows, collate, size, config, args.teacher_check, args.seed)
             if not self._sharded:

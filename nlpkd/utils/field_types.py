@@ -102,7 +102,7 @@ def plain_fields(settings: Any) -> None:
         object.__setattr__(settings, field.name, plain_numbers(getattr(settings, field.name, None)))
 
 
-def check_field_types(settings: Any, skipped: Collection[str] = (), endless: Collection[str] = ()) -> None:
+def check_field_types(settings: Any, skipped: Collection[str] = (), may_be_infinite: Collection[str] = ()) -> None:
     """Refuse settings of another type than their fields have, such as the text "False", which counts as true.
 
     Numbers are finite. None passes, since defaults are resolved later. So does what is no text, number, switch or list
@@ -111,7 +111,7 @@ def check_field_types(settings: Any, skipped: Collection[str] = (), endless: Col
     Args:
         settings: an instance of a dataclass.
         skipped: names of fields that are checked elsewhere.
-        endless: names of fields that may be infinite, or whose bounds are checked elsewhere.
+        may_be_infinite: names of fields that may be infinite, or whose bounds are checked elsewhere.
 
     Raises:
         ValueError: if a value has another type, or is not finite; it names the field.
@@ -119,7 +119,7 @@ def check_field_types(settings: Any, skipped: Collection[str] = (), endless: Col
     plain_fields(settings)
     kind: Any = type(settings)
     names = [field.name for field in fields(settings) if field.name not in skipped]
-    check_types({name: getattr(settings, name, None) for name in names}, _hints(kind), endless)
+    check_types({name: getattr(settings, name, None) for name in names}, _hints(kind), may_be_infinite)
 
 
 def refuse_none(settings: Any, skipped: Collection[str] = ()) -> None:
@@ -143,13 +143,13 @@ def refuse_none(settings: Any, skipped: Collection[str] = ()) -> None:
             )
 
 
-def check_types(values: Mapping[str, Any], hints: Mapping[str, Any], endless: Collection[str] = ()) -> None:
+def check_types(values: Mapping[str, Any], hints: Mapping[str, Any], may_be_infinite: Collection[str] = ()) -> None:
     """Refuse values of other types than their hints, as `check_field_types` does.
 
     Args:
         values: by name.
         hints: by name, of `typing.get_type_hints`.
-        endless: names of those that may be infinite.
+        may_be_infinite: names of those that may be infinite.
 
     Raises:
         ValueError: if a value has another type, or is not finite; it is named.
@@ -157,7 +157,7 @@ def check_types(values: Mapping[str, Any], hints: Mapping[str, Any], endless: Co
     for name, value in values.items():
         if value is not None and not _fits(value, hints[name]):
             raise ValueError(f"{name} must be {_described(hints[name])}, got {name}={value!r:.80}")
-    check_finite({name: value for name, value in values.items() if name not in endless})
+    check_finite({name: value for name, value in values.items() if name not in may_be_infinite})
 
 
 def check_finite(values: Mapping[str, Any]) -> None:

@@ -53,8 +53,8 @@ _BUILT_IN = (types.BuiltinFunctionType, types.MethodWrapperType, types.MethodDes
 _FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial, *_BUILT_IN)
 
 
-class UntoldError(ValueError):
-    """Nothing tells a value from another one; the message names it."""
+class UnhashableError(ValueError):
+    """A value holds something that can't be told from another one; the message names it."""
 
 
 def is_foreign(code: Any) -> bool:
@@ -70,29 +70,29 @@ def hash_configuration(model: nn.Module) -> str:
             sentence-transformers.
 
     Returns:
-        A hash. Hooks are not told.
+        A hash. Hooks do not count.
 
     Raises:
-        UntoldError: if a module of somebody's own has an attribute that nothing tells apart; it is named.
+        UnhashableError: if a module of somebody's own has an attribute that nothing tells apart; it is named.
     """
     try:
-        return hash_value(dict(Teller(model).modules(model)))
-    except UntoldError as error:
-        raise UntoldError(
+        return hash_value(dict(Hasher(model).modules(model)))
+    except UnhashableError as error:
+        raise UnhashableError(
             f"no fingerprint tells what the model's answers owe to {error}: keep it in numbers, texts, lists, arrays "
             "or modules, or give the attribute a name that begins with _ if no answer depends on it"
         ) from None
 
 
-def told_in_run(tell: Callable[[Any], str], value: Any) -> str:
-    """Tell a value, such as by `hash_configuration`; of one that can't be told, say so in words of no other run."""
+def hash_in_run(hash_: Callable[[Any], str], value: Any) -> str:
+    """Hash a value, such as by `hash_configuration`; if it can't be hashed, return a text that no other run has."""
     try:
-        return tell(value)
-    except UntoldError as error:
+        return hash_(value)
+    except UnhashableError as error:
         return f"of run {secrets.token_hex(8)}: {error}"
 
 
-class Teller:
+class Hasher:
     """Hashes values, each of them once.
 
     Values that are equal have the same hash, in any process; those that differ in what a model's answers may depend on
@@ -100,15 +100,15 @@ class Teller:
     and the globals that they name. Where a tensor is and whether a module trains do not count.
 
     Args:
-        model: a module within whose attributes its own modules are told by their names.
+        model: a module within whose attributes its own modules are known by their names.
     """
 
     def __init__(self, model: nn.Module | None = None):
         self._names = {} if model is None else {id(module): name for name, module in model.named_modules()}
         # The values stay, so that their ids stay theirs.
-        self._told: dict[int, tuple[Any, str]] = {}
+        self._hashes: dict[int, tuple[Any, str]] = {}
 
-    def tell(self, value: Any) -> str:
+    def hash(self, value: Any) -> str:
         """Hash a value.
 
         Args:
@@ -118,33 +118,33 @@ class Teller:
             A text.
 
         Raises:
-            UntoldError: if it holds something that nothing tells apart, such as a lock or an open file.
+            UnhashableError: if it holds something that nothing tells apart, such as a lock or an open file.
         """
         value = value.item() if isinstance(value, np.generic) else value
         value = "a device" if isinstance(value, torch.device) else value
         if isinstance(value, _PLAIN) and not isinstance(value, Enum):
             return repr(value)
-        if id(value) not in self._told:
+        if id(value) not in self._hashes:
             # What it is called where it is met within itself.
-            self._told[id(value)] = value, f"itself, a {type(value).__qualname__}"
+            self._hashes[id(value)] = value, f"itself, a {type(value).__qualname__}"
             try:
-                self._told[id(value)] = value, hash_value(self._parts(value))
-            except UntoldError:
-                del self._told[id(value)]
+                self._hashes[id(value)] = value, hash_value(self._parts(value))
+            except UnhashableError:
+                del self._hashes[id(value)]
                 raise
-        return self._told[id(value)][1]
+        return self._hashes[id(value)][1]
 
     def attributes(self, holder: Any) -> Iterator[tuple[str, str]]:
-        """Tell the attributes of a module or another object.
+        """Hash the attributes of a module or another object.
 
         Of a library's own module those that are data and public. Of all else every one, but private ones (that begin
-        with `_`) only where they can be told.
+        with `_`) only where they can be hashed.
 
         Yields:
             Names and hashes.
 
         Raises:
-            UntoldError: for an attribute that can't be told.
+            UnhashableError: for an attribute that can't be hashed.
         """
         of_library = not is_foreign(type(holder))
         for key, value in vars(holder).items():
@@ -153,19 +153,19 @@ class Teller:
                 continue
             if key == "forward" and _is_wrapped_forward(holder, value):
                 continue
-            if isinstance(holder, nn.Module) and of_library and not _is_told_of_library(holder, value):
+            if isinstance(holder, nn.Module) and of_library and not _counts_in_library(holder, value):
                 continue
             if private and isinstance(holder, PreTrainedModel) and hasattr(PreTrainedModel, key):
                 continue
             try:
-                yield key, self.tell(value)
-            except UntoldError as error:
+                yield key, self.hash(value)
+            except UnhashableError as error:
                 if not private:
-                    raise UntoldError(f"{key}: {error}") from None
+                    raise UnhashableError(f"{key}: {error}") from None
 
     def code(self, named: Any) -> str:
-        """Tell a class or function: of a library by its name, of somebody's own by all that it says."""
-        return f"{named.__module__}.{named.__qualname__}" if not is_foreign(named) else self.tell(named)
+        """Hash a class or function: of a library by its name, of somebody's own by all that it says."""
+        return f"{named.__module__}.{named.__qualname__}" if not is_foreign(named) else self.hash(named)
 
     def _parts(self, value: Any) -> list[Any]:
         """Take a value apart into what JSON can hold."""
@@ -181,35 +181,35 @@ class Teller:
         try:
             return [hash_tensor(value)]
         except (RuntimeError, NotImplementedError, TypeError):
-            raise UntoldError(f"a tensor of layout {value.layout} on {value.device}") from None
+            raise UnhashableError(f"a tensor of layout {value.layout} on {value.device}") from None
 
     def _array(self, value: np.ndarray) -> list[Any]:
         if value.dtype.hasobject:
-            return [list(value.shape), self.tell(value.tolist())]
+            return [list(value.shape), self.hash(value.tolist())]
         return [str(value.dtype), list(value.shape), hashlib.sha256(value.tobytes()).hexdigest()]
 
     def _module(self, value: nn.Module) -> list[Any]:
         if id(value) in self._names:
             return [self._names[id(value)]]
-        return [hash_weights(value), list(Teller(value).modules(value))]
+        return [hash_weights(value), list(Hasher(value).modules(value))]
 
     def modules(self, model: nn.Module) -> Iterator[tuple[str, str]]:
-        """Tell the classes and attributes of a model and of all modules in it, by their places.
+        """Hash the classes and attributes of a model and of all modules in it, by their places.
 
         Raises:
-            UntoldError: for an attribute that can't be told.
+            UnhashableError: for an attribute that can't be hashed.
         """
         for name, module in model.named_modules():
             yield f"class of {name}", self.code(type(module))
             try:
-                for key, told in self.attributes(module):
-                    yield f"{name}.{key}", told
+                for key, hashed in self.attributes(module):
+                    yield f"{name}.{key}", hashed
                 if hasattr(module, "base_layer"):
                     # Whether an adapter is on is in no weight.
                     for key in ("active_adapters", "disable_adapters"):
-                        yield f"{name}.{key}", self.tell(getattr(module, key, None))
-            except UntoldError as error:
-                raise UntoldError(f"{name or type(module).__name__}.{error}") from None
+                        yield f"{name}.{key}", self.hash(getattr(module, key, None))
+            except UnhashableError as error:
+                raise UnhashableError(f"{name or type(module).__name__}.{error}") from None
 
     def _config(self, value: PreTrainedConfig) -> list[Any]:
         settings = {key: each for key, each in value.to_dict().items() if key not in NO_INFLUENCE}
@@ -217,57 +217,57 @@ class Teller:
         return [hash_value(settings), str(value._attn_implementation).removeprefix("nlpkd_")]
 
     def _tokenizer(self, value: PreTrainedTokenizerBase) -> list[Any]:
-        return [hash_tokenizer(value), self.tell([getattr(value, name, None) for name in _TOKENIZER_SETTINGS])]
+        return [hash_tokenizer(value), self.hash([getattr(value, name, None) for name in _TOKENIZER_SETTINGS])]
 
     def _list(self, value: Any) -> list[Any]:
-        return [self.tell(each) for each in value]
+        return [self.hash(each) for each in value]
 
     def _set(self, value: Any) -> list[Any]:
-        return sorted(map(self.tell, value))
+        return sorted(map(self.hash, value))
 
     def _mapping(self, value: Mapping[Any, Any]) -> list[Any]:
-        return [[self.tell(key), self.tell(each)] for key, each in value.items()]
+        return [[self.hash(key), self.hash(each)] for key, each in value.items()]
 
     def _imported(self, value: types.ModuleType) -> list[Any]:
         return [value.__name__]
 
     def _wrapper(self, value: Any) -> list[Any]:
-        return [self.tell(getattr(value, name, None)) for name in _WRAPPED]
+        return [self.hash(getattr(value, name, None)) for name in _WRAPPED]
 
     def _class(self, value: type) -> list[Any]:
         if _is_installed(value):
             return [value.__module__, value.__qualname__, _source(value)]
-        told: list[Any] = [value.__qualname__]
+        parts: list[Any] = [value.__qualname__]
         for owner in value.__mro__:
             if _is_installed(owner):
-                told.append(f"{owner.__module__}.{owner.__qualname__}")
+                parts.append(f"{owner.__module__}.{owner.__qualname__}")
                 continue
             for key, member in sorted(vars(owner).items()):
                 is_method = isinstance(member, (types.FunctionType, staticmethod, classmethod, property))
                 # What Python itself keeps in a class is of no influence.
                 if is_method or not key.startswith("_"):
-                    told.append([key, self.tell(member)])
-        return told
+                    parts.append([key, self.hash(member)])
+        return parts
 
     def _function(self, value: types.FunctionType) -> list[Any]:
         if _is_installed(value):
             return [value.__module__, value.__qualname__, _source(value)]
-        told = [value.__qualname__, _source(value), self.tell([value.__defaults__, value.__kwdefaults__])]
+        parts = [value.__qualname__, _source(value), self.hash([value.__defaults__, value.__kwdefaults__])]
         cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
         held = {name: _content(cell) for name, cell in cells}
         held |= {name: value.__globals__[name] for name in _names_of(value.__code__) if name in value.__globals__}
         for name, each in sorted(held.items()):
             try:
-                told.append(f"{name} {self.tell(each)}")
-            except UntoldError as error:
+                parts.append(f"{name} {self.hash(each)}")
+            except UnhashableError as error:
                 if not name.startswith("_"):
-                    raise UntoldError(f"{name}: {error}") from None
-        return told
+                    raise UnhashableError(f"{name}: {error}") from None
+        return parts
 
     def _builtin(self, value: Any) -> list[Any]:
         owner = getattr(value, "__self__", None)
-        told = [str(getattr(value, "__module__", None)), value.__qualname__]
-        return told if owner is None or isinstance(owner, (types.ModuleType, type)) else [*told, self.tell(owner)]
+        parts = [str(getattr(value, "__module__", None)), value.__qualname__]
+        return parts if owner is None or isinstance(owner, (types.ModuleType, type)) else [*parts, self.hash(owner)]
 
     def _object(self, value: Any) -> list[Any]:
         kind = type(value)
@@ -278,9 +278,9 @@ class Teller:
         try:
             parts = value.__reduce_ex__(4) if reduce is None else reduce(value)
         except Exception:
-            raise UntoldError(f"a {kind.__module__}.{kind.__qualname__}") from None
+            raise UnhashableError(f"a {kind.__module__}.{kind.__qualname__}") from None
         parts = [parts] if isinstance(parts, str) else parts
-        return [self.code(kind), *(self.tell(list(each) if isinstance(each, Iterator) else each) for each in parts)]
+        return [self.code(kind), *(self.hash(list(each) if isinstance(each, Iterator) else each) for each in parts)]
 
     _KINDS: Any = (
         (Enum, _enum), (Tensor, _tensor), (np.ndarray, _array), (nn.Module, _module),
@@ -301,13 +301,13 @@ def _is_wrapped_forward(holder: Any, forward: Any) -> bool:
     return "_original_forward" in vars(holder) or not is_foreign(getattr(forward, "func", forward))
 
 
-def _is_told_of_library(holder: nn.Module, value: Any) -> bool:
+def _counts_in_library(holder: nn.Module, value: Any) -> bool:
     """Check whether an attribute of a library's module says what it computes: data, a tokenizer, a model's config."""
     if isinstance(value, PreTrainedConfig):
         return isinstance(holder, PreTrainedModel)
     if isinstance(value, (Mapping, list, tuple, set, frozenset)):
         held = value.values() if isinstance(value, Mapping) else value
-        return all(_is_told_of_library(holder, each) for each in held)
+        return all(_counts_in_library(holder, each) for each in held)
     return isinstance(value, (*_PLAIN, *_FUNCTIONS, np.generic, np.ndarray, Tensor, Enum, PreTrainedTokenizerBase))
 
 
@@ -336,7 +336,7 @@ def _source(named: Any) -> str:
 
 
 def _bytecode(code: types.CodeType) -> str:
-    parts = [_bytecode(each) if isinstance(each, types.CodeType) else Teller().tell(each) for each in code.co_consts]
+    parts = [_bytecode(each) if isinstance(each, types.CodeType) else Hasher().hash(each) for each in code.co_consts]
     return f"{code.co_code.hex()} {code.co_names} {code.co_varnames} {parts}"
 
 
@@ -357,7 +357,7 @@ def hash_weights(model: nn.Module) -> str:
     """Hash a model's parameters, buffers and extra state, those buffers too that no state dict has."""
     state = dict(model.named_buffers()) | model.state_dict()
     tensors = _hash_tensors((name, each) for name, each in state.items() if isinstance(each, Tensor))
-    further = {name: Teller().tell(each) for name, each in state.items() if not isinstance(each, Tensor)}
+    further = {name: Hasher().hash(each) for name, each in state.items() if not isinstance(each, Tensor)}
     return hash_value([tensors, further]) if further else tensors
 
 

@@ -13,11 +13,11 @@ from nlpkd.utils.field_types import check_counts
 
 
 @contextmanager
-def undrawn(device: torch.device | None = None) -> Iterator[None]:
-    """Draw from the generators of Python, NumPy and torch's CPU as often as you like: afterwards nothing was drawn.
+def random_state_kept(device: torch.device | None = None) -> Iterator[None]:
+    """Restore the random states of Python, NumPy and torch's CPU afterwards, whatever was drawn.
 
     Args:
-        device: a GPU, whose generator is covered too; any other device has none of its own.
+        device: a GPU, whose state is restored too; any other device has none of its own.
 
     Yields:
         Nothing.

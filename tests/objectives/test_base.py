@@ -110,7 +110,7 @@ def test_a_setting_is_refused_or_followed_alike_by_the_constructor_by_again_and_
         else:
             assert name in told and (objective.config(), objective.needs) == before
             refusals += 1
-        if name not in kind.settled and objective.config() != before[0]:
+        if name not in kind.fixed_by_bind and objective.config() != before[0]:
             # What recorded passes have in them is seen to have changed.
             assert ObjectiveSet([objective]).constants() != ObjectiveSet([kind()]).constants()
     # What layers there are is known when student and teacher are.

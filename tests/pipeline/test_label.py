@@ -23,7 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from nlpkd import label, read_splits
-from nlpkd.labelling.budget import LabelPlan
+from nlpkd.labelling.costs import LabelPlan
 from nlpkd.teachers import DecisionTeacher, EmbeddingTeacher, FunctionTeacher, ZeroShotTeacher
 
 QUESTION = {"type": "choice", "instructions": "About what?", "criteria": {"sport": None, "art": None}}

@@ -14,7 +14,7 @@ import nlpkd
 from nlpkd import DistillationConfig, augment, compression, teachers
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.sources import Source
-from nlpkd.labelling.budget import Prices
+from nlpkd.labelling.costs import Prices
 from nlpkd.pipeline.tune import tune
 from nlpkd.utils.field_types import (
     check_counts,

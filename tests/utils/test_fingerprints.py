@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from nlpkd.models.ensemble import TeacherEnsemble
-from nlpkd.utils.fingerprints import Teller, UntoldError, hash_configuration, hash_weights, told_in_run
+from nlpkd.utils.fingerprints import Hasher, UnhashableError, hash_configuration, hash_in_run, hash_weights
 
 FAMILIES = [bert, distilbert, electra, llama, modernbert, roberta]
 
@@ -156,7 +156,7 @@ def test_whatever_a_module_of_somebodys_own_holds_counts(kind, name):
 @pytest.mark.parametrize("kind", HELD)
 def test_a_value_is_told_as_its_copy_is(kind):
     value = HELD[kind](2.0)
-    assert Teller().tell(value) == Teller().tell(copy.deepcopy(value))
+    assert Hasher().hash(value) == Hasher().hash(copy.deepcopy(value))
 
 
 @pytest.mark.parametrize("kind", ["number", "bytes", "tensor", "dictionary"])
@@ -204,15 +204,15 @@ def test_a_models_subclass_counts_with_what_it_adds():
     "value", [threading.Lock(), (each for each in ()), [threading.Lock()], Holder(threading.Lock())]
 )
 def test_what_nothing_tells_apart_is_refused_by_name_unless_it_is_private(value):
-    with pytest.raises(UntoldError, match=r"answers owe to 0\.held: .*(lock|generator).* begins with _"):
+    with pytest.raises(UnhashableError, match=r"answers owe to 0\.held: .*(lock|generator).* begins with _"):
         hash_configuration(nn.Sequential(Odd(held=value)))
     assert hash_configuration(Odd(_held=value)) == hash_configuration(Odd())
-    runs = [told_in_run(hash_configuration, Odd(held=value)) for _ in range(2)]
+    runs = [hash_in_run(hash_configuration, Odd(held=value)) for _ in range(2)]
     assert runs[0] != runs[1] and "owe to Odd.held" in runs[0]
 
 
 def told(model):
-    return dict(Teller(model).modules(model))
+    return dict(Hasher(model).modules(model))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -22,7 +22,7 @@ from nlpkd.data.labels.lengths import UNGROUPED_ABOVE, length_share
 from nlpkd.data.labels.values import label_values
 from nlpkd.data.rows import is_plain, makes_batches, visible_columns
 from nlpkd.training.batches.samplers import STEPS_IN_A_POOL, LengthGroupedBatchSampler, OrderedBatchSampler
-from nlpkd.utils.randomness import undrawn
+from nlpkd.utils.randomness import random_state_kept
 
 logger = logging.getLogger(__name__)
 
@@ -251,5 +251,5 @@ def row_lengths(dataset: Any, column: str) -> Sequence[int] | np.ndarray | None:
         tables = dataset.select_columns("input_ids").with_format("arrow").iter(_READ_ROWS)
         counts = [pc.list_value_length(table.column("input_ids")).to_numpy() for table in tables]
         return np.concatenate([np.zeros(0, dtype=np.int64), *counts])
-    with undrawn():
+    with random_state_kept():
         return [len(dataset[number]["input_ids"]) for number in range(len(dataset))]

@@ -96,8 +96,8 @@ def overridden_methods(kind: type, base: type) -> list[str]:
     Returns:
         Their names in alphabetical order.
     """
-    strangers = [each for each in kind.__mro__[: kind.__mro__.index(base)] if is_foreign(each)]
-    names = {name for each in strangers for name in vars(each) if hasattr(base, name) and not name.startswith("__")}
+    foreign = [each for each in kind.__mro__[: kind.__mro__.index(base)] if is_foreign(each)]
+    names = {name for each in foreign for name in vars(each) if hasattr(base, name) and not name.startswith("__")}
     return sorted(names - _HARMLESS)
 
 
@@ -122,9 +122,9 @@ def refused_speed_ups(parts: TrainingParts) -> dict[str, str]:
     dataset, columns = is_plain(parts.rows), visible_columns(parts.rows)
     lean = needs_teacher if args.lean_training is None else args.lean_training
     # Who asks for lean training knows what its own callbacks and methods read.
-    vouched = args.lean_training is True
-    strangers = sorted({type(each).__name__ for each in parts.callbacks if is_foreign(type(each))})
-    callbacks, methods = ", ".join(strangers), ", ".join(parts.overridden)
+    user_vouches = args.lean_training is True
+    foreign = sorted({type(each).__name__ for each in parts.callbacks if is_foreign(type(each))})
+    callbacks, methods = ", ".join(foreign), ", ".join(parts.overridden)
     hooked = None if parts.student is None else foreign_hook(parts.student)
     taught = None if signals.live is None else foreign_hook(signals.live.model)
     pads_alone = type(parts.collator) in _PADDING and parts.collator.tokenizer is parts.tokenizer
@@ -149,8 +149,8 @@ def refused_speed_ups(parts: TrainingParts) -> dict[str, str]:
         (hooked, [*_LEAN, COMPACT_EMBEDDINGS, CUDA_GRAPHS], f"the student has a hook on {hooked}"),
         (args.debug, [*_LEAN, COMPACT_EMBEDDINGS, CUDA_GRAPHS], "debug looks at every module"),
         (student_layers.get("hidden_states"), [FIRST_TOKEN], "an objective reads hidden states"),
-        (callbacks and not vouched, [FIRST_TOKEN], f"{callbacks} may read hidden states"),
-        (methods and not vouched, [FIRST_TOKEN], f"{methods} may read hidden states"),
+        (callbacks and not user_vouches, [FIRST_TOKEN], f"{callbacks} may read hidden states"),
+        (methods and not user_vouches, [FIRST_TOKEN], f"{methods} may read hidden states"),
         # Eager attention's maps are read as they go into torch's own dropout.
         (attention == "eager" and student_layers.get("attentions"), _LEAN, "an objective reads eager maps"),
         (args.gradient_checkpointing, [FIRST_TOKEN], "layers are computed again"),
@@ -180,8 +180,8 @@ def refused_speed_ups(parts: TrainingParts) -> dict[str, str]:
         (args.torch_compile, [CUDA_GRAPHS], "the student is compiled"),
         (args.gradient_checkpointing, [CUDA_GRAPHS], "layers are computed again"),
         (args.neftune_noise_alpha is not None, [CUDA_GRAPHS], "NEFTune adds noise to the embeddings"),
-        (callbacks and not vouched, [CUDA_GRAPHS], f"{callbacks} may change what a step does"),
-        (methods and not vouched, [CUDA_GRAPHS], f"{methods} may change what a step does"),
+        (callbacks and not user_vouches, [CUDA_GRAPHS], f"{callbacks} may change what a step does"),
+        (methods and not user_vouches, [CUDA_GRAPHS], f"{methods} may change what a step does"),
         (not can_be_recorded(parts.student), [CUDA_GRAPHS], "the student's family or a hook may wait for the GPU"),
         (not lean or attention not in ("sdpa", CAPTURING_SDPA), [CUDA_GRAPHS], "its attention waits for the GPU"),
     ]

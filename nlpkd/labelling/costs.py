@@ -22,7 +22,7 @@ class Prices:
     output: float = 0.0
 
     def __post_init__(self) -> None:
-        check_field_types(self, endless=("input", "output"))
+        check_field_types(self, may_be_infinite=("input", "output"))
         if not (0 <= self.input < math.inf and 0 <= self.output < math.inf):
             raise ValueError(
                 f"prices must be finite and not negative, got {self.input} and {self.output} a million tokens"
@@ -34,7 +34,7 @@ class Prices:
 
 
 @dataclass(frozen=True)
-class Budget:
+class SpendingLimits:
     """The limits of a labelling.
 
     Attributes:
@@ -48,7 +48,7 @@ class Budget:
     prices: Prices | None = None
 
     def __post_init__(self) -> None:
-        check_field_types(self, endless=("max_cost",))
+        check_field_types(self, may_be_infinite=("max_cost",))
         if self.max_cost is not None and self.prices is None:
             raise ValueError(
                 f"max_cost={self.max_cost} needs the prices of tokens: give prices=Prices(input, output) "
@@ -65,7 +65,7 @@ class Budget:
         max_requests: int | None = None,
         max_cost: float | None = None,
         prices: Prices | Sequence[float] | None = None,
-    ) -> Budget:
+    ) -> SpendingLimits:
         """Take limits and prices as the functions of nlpkd take them.
 
         Args:
