@@ -53,7 +53,7 @@ _HOMES = {
     "TextClassifier": "nlpkd.serving.classifier",
     "TextCNNConfig": "nlpkd.models.small_models",
     "TextCNNForSequenceClassification": "nlpkd.models.small_models",
-    "train_teacher": "nlpkd.pipeline.distill",
+    "train_teacher": "nlpkd.pipeline.train_teacher",
     "with_fresh_pooler": "nlpkd.students.checkpoint",
 }
 

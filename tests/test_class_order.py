@@ -25,7 +25,7 @@ from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.models.structure import permute_head
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss
 from nlpkd.pipeline.evaluate import evaluate
-from nlpkd.pipeline.prepare import prepare_job
+from nlpkd.pipeline.jobs.distillation import prepare_job
 from nlpkd.students.small import small_student
 
 

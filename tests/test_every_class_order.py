@@ -27,7 +27,7 @@ from nlpkd.cli import app
 from nlpkd.data.text_classification import load_text_classification
 from nlpkd.labelling.mislabelled import check_labels
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss
-from nlpkd.pipeline.distill import cache_for_distillation
+from nlpkd.pipeline.cache import cache_for_distillation
 from nlpkd.pipeline.evaluate import evaluate
 from nlpkd.pipeline.export import export_student
 from nlpkd.pipeline.verify import verify

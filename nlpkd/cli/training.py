@@ -57,7 +57,7 @@ def train_teacher(
         args, options = training_config(given)
         typer.echo(plan_teacher(args, **options).to_text())
         return
-    from nlpkd.pipeline.distill import train_teacher as run
+    from nlpkd.pipeline.train_teacher import train_teacher as run
 
     with run_config(context, given):
         result = run(**given)
@@ -93,7 +93,7 @@ def cache(
 
     nlpkd distill ... --objectives hinton --teacher-cache-dir outputs
     """
-    from nlpkd.pipeline.distill import cache_for_distillation
+    from nlpkd.pipeline.cache import cache_for_distillation
 
     given = arguments(context)
     args, options = training_config(given)

@@ -33,7 +33,7 @@ from nlpkd.models.limits import refuse_other_than_name
 from nlpkd.models.source import ModelSource
 from nlpkd.pipeline.distill import distill
 from nlpkd.pipeline.dry_run import Plan
-from nlpkd.pipeline.roles import Teachers
+from nlpkd.pipeline.jobs.roles import Teachers
 from nlpkd.utils.field_types import plain_arguments
 from nlpkd.utils.locks import only_run, refuse_unfit_folder
 from nlpkd.utils.provenance import command_line, now

@@ -20,7 +20,7 @@ from nlpkd.models.source import identity_of_model
 from nlpkd.objectives.presets import with_preset_settings
 from nlpkd.pipeline.distill import distill
 from nlpkd.pipeline.dry_run import Plan, plan_distillation
-from nlpkd.pipeline.prepare import prepare_job
+from nlpkd.pipeline.jobs.distillation import prepare_job
 from nlpkd.students.kinds import kind_of
 from nlpkd.utils.files import explain_damage, weight_files, write_json
 from nlpkd.utils.locks import only_run

@@ -29,8 +29,8 @@ from nlpkd.evaluation.report_text import Cells
 from nlpkd.hub.saving import save_student
 from nlpkd.models.limits import refuse_other_than_name
 from nlpkd.models.source import ModelSource
-from nlpkd.pipeline.job import Job
-from nlpkd.pipeline.roles import Teachers
+from nlpkd.pipeline.jobs.job import Job
+from nlpkd.pipeline.jobs.roles import Teachers
 from nlpkd.utils.field_types import check_counts, check_share, plain_arguments
 from nlpkd.utils.files import explain_damage, write_json
 from nlpkd.utils.locks import only_run

@@ -27,10 +27,11 @@ from nlpkd.evaluation.benchmark import count_parameters
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.prediction import predict_logits
 from nlpkd.objectives.presets import Stage, gold_labels_alone, with_preset_settings
-from nlpkd.pipeline.distill import check_before
-from nlpkd.pipeline.job import Job
-from nlpkd.pipeline.prepare import prepare_job, prepare_teacher
-from nlpkd.pipeline.roles import lean_by_default, supervised_trainer
+from nlpkd.pipeline.jobs.distillation import prepare_job
+from nlpkd.pipeline.jobs.job import Job
+from nlpkd.pipeline.jobs.roles import lean_by_default, supervised_trainer
+from nlpkd.pipeline.jobs.settings import check_before
+from nlpkd.pipeline.jobs.teacher import prepare_teacher
 from nlpkd.pipeline.tune import DEFAULT_SEARCH, STUDY_FILE, open_study, prepare_search, trials_done, tune
 from nlpkd.training.resuming import (
     checkpoint_to_resume,

@@ -25,8 +25,8 @@ from nlpkd.evaluation.scoring import headline_of
 from nlpkd.objectives import Objective
 from nlpkd.objectives.objective_set import ObjectiveSet, with_settings
 from nlpkd.objectives.presets import Stage, resolve, with_preset_settings
-from nlpkd.pipeline.job import Job
-from nlpkd.pipeline.prepare import prepare_job
+from nlpkd.pipeline.jobs.distillation import prepare_job
+from nlpkd.pipeline.jobs.job import Job
 from nlpkd.students.make_student import make_student
 from nlpkd.training.checkpoints import LENGTH, describe_lessons
 from nlpkd.utils.field_types import plain_arguments

@@ -472,7 +472,7 @@ FUNCTIONS = {
     "train-teacher": ("nlpkd.pipeline.distill:train_teacher", {"soft_label_column"}),
     "distill": ("nlpkd.pipeline.distill:distill", {"baseline_dir", "prices"}),
     # Its objectives are `hinton`, and neither labels nor weights are trained on.
-    "cache": ("nlpkd.pipeline.prepare:prepare_job",
+    "cache": ("nlpkd.pipeline.jobs.distillation:prepare_job",
               {"objectives", "class_weights", "soft_label_column", "streaming", "test",
                                             "embedding_size", "max_latency_ms", "max_size_mb", "ship", "start",
                                             "backbone", "baseline"}),

@@ -38,8 +38,8 @@ from nlpkd.evaluation.origin import TaskRecord
 from nlpkd.evaluation.records import Candidate, Comparison, Interval, Latency, SeedSpread, TemperatureScaling
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.pipeline.compress import CompressResult
-from nlpkd.pipeline.distill import TeacherResult
 from nlpkd.pipeline.export import ExportResult
+from nlpkd.pipeline.train_teacher import TeacherResult
 from nlpkd.pipeline.tune import TuningResult
 from nlpkd.pipeline.verify import Claim, Verification
 from nlpkd.serving.cascade import CascadeRecord

@@ -21,7 +21,7 @@ from nlpkd.data.label_names import align_labels_to_student, ask_for_label_names,
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.text_classification import load_rows_for_model
 from nlpkd.objectives import CrossEntropyLoss
-from nlpkd.pipeline.prepare import prepare_job
+from nlpkd.pipeline.jobs.distillation import prepare_job
 
 QUICK = {
     **QUIET, "save_strategy": "no", "max_steps": 1,

@@ -9,7 +9,7 @@ from samples import QUIET, WORDS, raw_rows, tiny_bert
 from transformers import AutoModelForSequenceClassification, BertTokenizer
 
 from nlpkd import DistillationConfig, distill, make_student
-from nlpkd.pipeline.distill import cache_for_distillation
+from nlpkd.pipeline.cache import cache_for_distillation
 
 QUICK = {**QUIET, "save_strategy": "no"}
 

@@ -29,7 +29,7 @@ from nlpkd.augment import MaskingAndNGrams, augment
 from nlpkd.compression import export_onnx
 from nlpkd.evaluation.report import JSON_NAME
 from nlpkd.objectives import CrossEntropyLoss, DISTLoss, ForwardKLLoss, HiddenStateMSELoss, Stage
-from nlpkd.pipeline.distill import cache_for_distillation
+from nlpkd.pipeline.cache import cache_for_distillation
 from nlpkd.pipeline.evaluate import evaluate
 from nlpkd.students.checkpoint import with_fresh_pooler
 

@@ -8,8 +8,9 @@ import pytest
 from samples import QUIET, raw_rows, tiny_bert
 
 from nlpkd import label, read_splits
+from nlpkd.data.arguments import DataArguments
 from nlpkd.objectives import ForwardKLLoss
-from nlpkd.pipeline.label import _Learner
+from nlpkd.pipeline.label_rounds import RoundLearner
 from nlpkd.teachers import FunctionTeacher
 
 GOOD = ("good", "great", "fine")
@@ -286,8 +287,9 @@ def test_the_student_of_a_round_has_the_learning_rate_that_suits_it_or_that_is_g
     label(teacher, texts()[:60], output=tmp_path / "labels.parquet")
     rows = read_splits(tmp_path / "labels.parquet")[0]["train"]
     settings = {name: value for name, value in QUICK.items() if name != "learning_rate"} | given
-    learner = _Learner.of(str(small), rows, None, tmp_path / "out", teacher, **settings)
-    assert learner.trainer.args.learning_rate == rate
+    data_args, settings = DataArguments.split_of_training(label, settings)
+    learner = RoundLearner.of(str(small), None, "hinton", None, tmp_path / "out.parquet", data_args, settings)
+    assert learner.learn(rows, teacher).trainer.args.learning_rate == rate
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,8 @@ from nlpkd.models.loading import load_teacher
 from nlpkd.models.source import ModelSource
 from nlpkd.objectives import ForwardKLLoss, Stage
 from nlpkd.objectives.presets import resolve
-from nlpkd.pipeline.prepare import prepare_job
-from nlpkd.pipeline.roles import Teachers, usual_learning_rate
+from nlpkd.pipeline.jobs.distillation import prepare_job
+from nlpkd.pipeline.jobs.roles import Teachers, usual_learning_rate
 
 QUICK = {
     **QUIET, "per_device_train_batch_size": 8,

@@ -15,7 +15,7 @@ from transformers import (
 
 from nlpkd import DistillationConfig, distill, make_student
 from nlpkd.evaluation.benchmark import model_size_mb
-from nlpkd.pipeline.prepare import prepare_job
+from nlpkd.pipeline.jobs.distillation import prepare_job
 from nlpkd.students.budget import choose_within, make_candidates, student_within
 
 

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from nlpkd import distill, make_student
-from nlpkd.pipeline.prepare import prepare_job
+from nlpkd.pipeline.jobs.distillation import prepare_job
 from nlpkd.students.small import small_student, token_vectors
 
 

@@ -23,7 +23,7 @@ from nlpkd.objectives import (
     HiddenStateMSELoss,
     LinearTemperature,
 )
-from nlpkd.pipeline.roles import supervised_trainer
+from nlpkd.pipeline.jobs.roles import supervised_trainer
 
 WIDE = {"initializer_range": 0.3}
 

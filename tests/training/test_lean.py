@@ -28,7 +28,7 @@ from nlpkd.models.attention import CAPTURING_SDPA, QuickDropout
 from nlpkd.models.capture import Capture
 from nlpkd.models.inference import first_token_only, reads_first_token
 from nlpkd.objectives import AttentionMSELoss, CrossEntropyLoss, ForwardKLLoss, HiddenStateMSELoss
-from nlpkd.pipeline.roles import supervised_trainer
+from nlpkd.pipeline.jobs.roles import supervised_trainer
 from nlpkd.teachers.teacher import LiveTeacher
 from nlpkd.training.speed.lean import QuickDropouts, refused_speed_ups
 

@@ -35,7 +35,7 @@ from nlpkd.models.ensemble import TeacherEnsemble
 from nlpkd.models.source import ModelSource
 from nlpkd.objectives.presets import Stage, gold_labels_alone, of_stage
 from nlpkd.pipeline.export import ship_student
-from nlpkd.pipeline.roles import train_baseline
+from nlpkd.pipeline.jobs.roles import train_baseline
 from nlpkd.teachers.compatibility import align_copied_head
 from nlpkd.training.failures import saved_model
 from nlpkd.training.publishing import describe_data, describe_training, measurement_sha256

@@ -9,7 +9,7 @@ from samples import QUIET, raw_rows, tiny_bert
 from nlpkd import distill, read_splits
 from nlpkd.config import DistillationConfig
 from nlpkd.objectives import HiddenStateCosineLoss
-from nlpkd.pipeline.distill import cache_for_distillation
+from nlpkd.pipeline.cache import cache_for_distillation
 from nlpkd.pipeline.dry_run import plan_distillation
 from nlpkd.pipeline.tune import tune
 from nlpkd.teachers import DecisionTeacher, FunctionTeacher

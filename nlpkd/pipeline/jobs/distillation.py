@@ -20,7 +20,7 @@ from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import OF_A_SOURCE, DataArguments
 from nlpkd.data.label_names import name_classes
 from nlpkd.data.labels.classes import Classes
-from nlpkd.data.rows import labelled_rows, measured_split
+from nlpkd.data.rows import measured_split
 from nlpkd.data.sources import Source, name_of
 from nlpkd.data.text_classification import TextClassificationData, load_text_classification
 from nlpkd.data.tokenization import TeacherTokenizers, known_tokenizers
@@ -29,12 +29,12 @@ from nlpkd.labelling.costs import SpendingLimits
 from nlpkd.labelling.splits import LABELS_NAME, RowsToLabel
 from nlpkd.models.ensemble import as_one_teacher
 from nlpkd.models.source import ModelSource
-from nlpkd.objectives import CrossEntropyLoss, Objective
+from nlpkd.objectives import Objective
 from nlpkd.objectives.matching import shows_layers
 from nlpkd.objectives.presets import Stage, resolve, with_class_weights
 from nlpkd.pipeline.compress import with_trimmed_vocabulary
-from nlpkd.pipeline.job import Job
-from nlpkd.pipeline.roles import (
+from nlpkd.pipeline.jobs.job import Job
+from nlpkd.pipeline.jobs.roles import (
     Teachers,
     baselines_asked_for,
     can_match,
@@ -45,9 +45,8 @@ from nlpkd.pipeline.roles import (
     usual_objectives,
     weights_of_classes,
 )
-from nlpkd.students.backbone import find_backbone, known_backbone, record_backbone
+from nlpkd.students.backbone import find_backbone, known_backbone
 from nlpkd.students.budget import student_within
-from nlpkd.students.checkpoint import with_fresh_pooler
 from nlpkd.students.kinds import kind_of, merge_adapter, name_of_layers
 from nlpkd.students.make_student import check_start, make_student
 from nlpkd.teachers.base import LabelingTeacher
@@ -143,7 +142,7 @@ def prepare_job(
     # The models, the losses, and the job.
     models, beside = load_models(), teachers.tokenizers_beside(tokenizer)
     options = {"embedding_size": embedding_size, "backbone": backbone, "rows": data["train"], "tokenizer": tokenizer}
-    make: Any = partial(_student_maker, learner, parent() if inherits else None, data, **options)
+    make: Any = partial(student_maker, learner, parent() if inherits else None, data, **options)
 
     def shown(preset: str) -> bool:
         """Check whether both models show the layers that a preset matches."""
@@ -255,62 +254,6 @@ def _backbone_on_the_hub(parent: PreTrainedModel | None, given: str | Path | Non
     return {"backbone": known.name} if known is not None and hub_id(known.name) else {}
 
 
-def prepare_teacher(
-    args: DistillationConfig,
-    model: str | Path | PreTrainedModel,
-    train: Source,
-    validation: Source | None = None,
-    *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    class_weights: str | Sequence[float] | Mapping[str, float] | None = None,
-    fresh_pooler: bool = False,
-    data_args: DataArguments | None = None,
-) -> Job:
-    """Load what fine-tuning a backbone on gold labels needs.
-
-    The arguments are those of `nlpkd.train_teacher`; `data_args` says how the text is read.
-
-    Returns:
-        A job without a teacher, whose student is the backbone.
-
-    Raises:
-        ValueError: if model, data or settings do not fit.
-    """
-    if data_args is not None and data_args.soft_label_column is not None:
-        raise ValueError(
-            "a teacher learns from gold labels: leave soft_label_column out, or distil with nlpkd.distill"
-        )
-    refuse_augmentation(args, data_args or DataArguments(), None)
-    limit_hub_requests()
-    source = ModelSource.of(model, revision, trust_remote_code)
-    source.refuse_as_output(args.output_dir)
-    tokenizer = tokenizer or source.tokenizer()
-    data = load_text_classification(train, validation, tokenizer=tokenizer, data_args=data_args)
-    data = name_classes(data, data_args.label_names if data_args else ())
-    data = replace(data, splits={**data.splits, "train": labelled_rows(data["train"])})
-    weights = weights_of_classes(class_weights, data)
-    load = _student_maker(source, None, data)
-
-    def make_untrained(seed: int) -> PreTrainedModel:
-        """Load the backbone, whose name its config keeps."""
-        model = with_fresh_pooler(load(seed), seed) if fresh_pooler else load(seed)
-        record_backbone(model.config, source.revision, fresh_pooler)
-        return model
-
-    return Job(
-        teacher=None,
-        teacher_tokenizer=None,
-        tokenizer=tokenizer,
-        data=data,
-        stages=[Stage([CrossEntropyLoss(class_weights=weights)])],
-        origin={},
-        make_untrained_student=make_untrained,
-        class_weights=weights,
-    )
-
-
 def _refuse_unfit_options(
     teacher: Any, train: Any, student: Any, vocabulary: str | None, ship: bool, embedding_size: int | None
 ) -> None:
@@ -363,7 +306,7 @@ def _student_asked_for(
     return student
 
 
-def _student_maker(
+def student_maker(
     student: ModelSource,
     parent: PreTrainedModel | None,
     data: TextClassificationData,

@@ -1,0 +1,1 @@
+"""A job made ready and run: who teaches, who learns, from which rows, by which settings."""
