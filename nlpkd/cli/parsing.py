@@ -27,6 +27,9 @@ OF_THE_FILE = "nlpkd.settings_of_the_file"
 _WORDS = ("text_column", "text_pair_column", "label_column", "soft_label_column", "label_names", "commit_message")
 """Options that are no paths, whatever they begin with."""
 
+_FILES = ("config", "data", "gold", "held_out", "test", "train", "validation")
+"""Options that name a file of options, or rows."""
+
 
 class Command(TyperCommand):
     """A command whose options may be paths from the home folder, on the command line and in a file."""
@@ -100,9 +103,10 @@ def _split(own: set[str], words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _refuse_two_values(words: list[str], options: Mapping[str, Any]) -> None:
-    """Refuse two values of an option that has two names, and two files of options: the first would be lost unsaid.
+    """Refuse two values of an option that has two names or names rows or a file of options.
 
-    Of one flag that is repeated the last value is taken, as everywhere.
+    The first one would be lost unsaid, where a second file reads as more rows. Of every other flag that is repeated
+    the last value is taken, as everywhere.
 
     Args:
         words: a command line.
@@ -117,8 +121,8 @@ def _refuse_two_values(words: list[str], options: Mapping[str, Any]) -> None:
             continue
         told = word if equals else " ".join(words[place : place + 2])
         before, first = written.setdefault(str(option.name), (flag, told))
-        if first != told and (before != flag or option.name == "config"):
-            raise typer.BadParameter(f"{first!r} and {told!r} are two values of one option: give one")
+        if first != told and (before != flag or option.name in _FILES):
+            raise typer.BadParameter(f"{first!r} and {told!r} are two values of one option, which takes one: give one")
 
 
 def _refuse_hidden(context: Any, values: Mapping[str, Any]) -> None:

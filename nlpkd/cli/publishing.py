@@ -13,6 +13,7 @@ from nlpkd.cli.screen import (
     OF_TRAINING_ROWS,
     held_out_rows,
     reading,
+    repository_of,
     show_files,
     show_report,
     show_table,
@@ -118,7 +119,7 @@ def export(
     if result.report is not None:
         show_report(result.report, result.verdict())
     save_config(context, result.directory / "export.yaml")
-    following: list[Any] = ["push", result.directory, "--repo-id", f"USER/{result.directory.resolve().name}"]
+    following: list[Any] = ["push", result.directory, "--repo-id", repository_of(result.directory)]
     if not weight_files(result.directory):
         # A push is of a whole student: in another folder than its own the files can be measured alone.
         rows = held_out_rows(given) or ["--data", "HELD_OUT.csv"]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
 import shutil
 import sys
 import textwrap
 import time
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -231,7 +233,7 @@ def after_distilling(folder: str | Path, given: Mapping[str, Any]) -> list[list[
             a command line can name them.
 
     Returns:
-        Words of `try`, `export` (unless `ship` wrote the files) and `push`.
+        Words of `try`, `export` (unless `ship` wrote the files) and `push` (unless the run pushed).
     """
     teacher, rows = given.get("teacher"), held_out_rows(given)
     # It shows whole texts.
@@ -241,11 +243,15 @@ def after_distilling(folder: str | Path, given: Mapping[str, Any]) -> list[list[
     beside = ["--teacher", teacher] if isinstance(teacher, (str, Path)) else []
     # What was shipped is exported already.
     export = [] if given.get("ship") else [["export", folder, "--int8", *rows]]
-    return [
-        ["try", folder, *beside, *shown],
-        *export,
-        ["push", folder, "--repo-id", f"USER/{Path(folder).resolve().name}"],
-    ]
+    push = [] if given.get("push_to_hub") else [["push", folder, "--repo-id", repository_of(folder)]]
+    return [["try", folder, *beside, *shown], *export, *push]
+
+
+def repository_of(folder: str | Path) -> str:
+    """Return a repository's id that the Hub takes, by the name of a folder, with a user's name to fill in."""
+    plain = unicodedata.normalize("NFKD", Path(folder).resolve().name).encode("ascii", "ignore").decode()
+    name = re.sub(r"[-.]*-[-.]*|\.{2,}", "-", re.sub(r"[^\w.-]+", "-", plain))[:96].strip("-.").removesuffix(".git")
+    return f"USER/{name or 'student'}"
 
 
 def held_out_rows(given: Mapping[str, Any]) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -239,7 +240,9 @@ def chart_axes(size_inches: tuple[float, float] = _SIZE_INCHES, named: bool = Fa
     Yields:
         The axes of a new figure.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # Texts stay texts, which a browser draws in a font that has them: matplotlib's own only estimates their room.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure = Figure(figsize=size_inches, layout="constrained" if named else None)
         if not named:
             (width, height), (left, right, bottom, top) = size_inches, _MARGINS_INCHES

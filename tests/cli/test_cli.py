@@ -402,6 +402,7 @@ def test_flags_go_over_a_files_settings_one_by_one(tmp_path):
     [
         (["--batch-size", "4"], ["--per_device_train_batch_size=8"]),
         (["--config", "a.yaml"], ["--config=b.yaml"]),
+        (["--test", "a.csv"], ["--test", "b.csv"]),
         (["--override", "static.seed=1"], ["--override", "static.seed=2"]),
         (["--override", "static.warmup-steps=1"], ["--override", "static.warmup_steps=2"]),
     ],
@@ -469,7 +470,7 @@ OF_TRAINING_ROWS = {"soft_label_column", "streaming", "problem_type", "label_nam
 """Of rows to measure on the model settles the task and the names of the labels."""
 
 FUNCTIONS = {
-    "train-teacher": ("nlpkd.pipeline.distill:train_teacher", {"soft_label_column"}),
+    "train-teacher": ("nlpkd.pipeline.train_teacher:train_teacher", {"soft_label_column"}),
     "distill": ("nlpkd.pipeline.distill:distill", {"baseline_dir", "prices"}),
     # Its objectives are `hinton`, and neither labels nor weights are trained on.
     "cache": ("nlpkd.pipeline.jobs.distillation:prepare_job",

@@ -22,6 +22,7 @@ from nlpkd.cli.screen import (
     after_distilling,
     hide_bars_of_weights,
     reading,
+    repository_of,
     show_files,
     show_frontier,
     show_item,
@@ -37,6 +38,7 @@ from nlpkd.data.arguments import DataArguments
 from nlpkd.evaluation.origin import TaskRecord
 from nlpkd.evaluation.records import Candidate, Comparison, Interval, Latency, SeedSpread, TemperatureScaling
 from nlpkd.evaluation.report import EvaluationReport
+from nlpkd.hub.sending import Target
 from nlpkd.pipeline.compress import CompressResult
 from nlpkd.pipeline.export import ExportResult
 from nlpkd.pipeline.train_teacher import TeacherResult
@@ -235,7 +237,9 @@ def test_a_stranger_s_names_do_not_command_the_terminal(report, capsys):
     assert "\x1b" not in said and "\x07" not in said and "[red]b" in said
 
 
-@pytest.mark.parametrize("name", ["my student", "it's", "$HOME;rm x", 'a"b', "ä ö"])
+@pytest.mark.parametrize(
+    "name", ["my student", "it's", "$HOME;rm x", 'a"b', "ä ö", "-x.--y..git", "学生", "a" * 200, "plain_name-1.5"]
+)
 def test_the_next_commands_come_back_whole_from_a_shell(name, tmp_path, capsys):
     folder = tmp_path / name
     folder.mkdir()
@@ -254,8 +258,10 @@ def test_the_next_commands_come_back_whole_from_a_shell(name, tmp_path, capsys):
     wanted = [
         ["try", str(folder), "--teacher", f"{name}/teacher", *rows],
         ["export", str(folder), "--int8", *rows],
-        ["push", str(folder), "--repo-id", f"USER/{name}"],
+        ["push", str(folder), "--repo-id", repository_of(folder)],
     ]
+    assert Target(repository_of(folder)).repo_id == repository_of(folder)
+    assert repository_of(folder).isascii() and (name != "plain_name-1.5" or repository_of(folder) == f"USER/{name}")
     for command, words in zip(commands, wanted, strict=True):
         found = subprocess.run(["sh", "-c", f"printf '%s\\0' {command}"], capture_output=True, check=True, text=True)
         assert found.stdout.split("\0")[:-1][-len(words) :] == words == shlex.split(command)[-len(words) :]
@@ -288,6 +294,7 @@ def test_held_out_rows_are_named_only_where_a_command_line_can(tmp_path, monkeyp
     for given in ({"train": "train.csv"}, unlabelled, {"validation": object()}):
         assert after_distilling("s", given)[1] == ["export", "s", "--int8"]
         assert [words[0] for words in after_distilling("s", given | {"ship": True})] == ["try", "push"]
+        assert [words[0] for words in after_distilling("s", given | {"push_to_hub": True})] == ["try", "export"]
     for train in ("a/b", "train.csv"):
         drawn = ["--data", train, "--validation-split", 0.1]
         for command in after_distilling("s", {"train": train, "validation_split": 0.1})[:2]:

@@ -15,7 +15,8 @@ from nlpkd.evaluation import charts  # noqa: E402
 SVG = "{http://www.w3.org/2000/svg}"
 NAMES = [
     "#010101 red", "#020201", "#010104", "var(--ink)", "var(--s1) x", 'plain id="foo" x', 'x style="fill: #010101"',
-    'viewBox="0 0 1 1"', "<svg x>", "</svg>", "--> <!--", "]]>", "&lt;g id=\"a\"&gt;", "\\g<0>", "$x_1$",
+    "good 👍", "学生", 'viewBox="0 0 1 1"', "<svg x>", "</svg>", "--> <!--", "]]>", "&lt;g id=\"a\"&gt;", "\\g<0>",
+    "$x_1$",
 ]  # fmt: skip
 LONG = [f"customer_service_{kind}_of_parcels" for kind in ("refund", "return", "repair")]
 
@@ -24,6 +25,7 @@ def texts(drawing: str) -> list[str]:
     return ["".join(each.itertext()) for each in ElementTree.fromstring(drawing).iter(f"{SVG}text")]
 
 
+@pytest.mark.filterwarnings("error")
 def test_names_are_drawn_as_they_are_in_a_page_and_in_a_file_of_its_own():
     # Longer ones are cut, which changes them on purpose.
     names = [name for name in NAMES if len(name) <= charts.NAME_LENGTH]
