@@ -44,7 +44,6 @@ class SoftTargetObjective(Objective):
         ValueError: if a setting is out of range.
     """
 
-    needs = frozenset({"logits"})
     temperature = TemperatureSetting()
     settings: ClassVar[tuple[str, ...]] = ("temperature", "standardize", "teacher_errors", "confidence_weighting")
     limits: ClassVar[Mapping[str, Limit]] = {
@@ -70,11 +69,10 @@ class SoftTargetObjective(Objective):
         self.teacher_errors = teacher_errors
         self.confidence_weighting = confidence_weighting
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Need gold labels where the teacher's errors are not kept; see `Objective`."""
-        super().__setattr__(name, value)
-        if name == "teacher_errors":
-            self.needs = type(self).needs | (frozenset() if value == "keep" else {"labels"})
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """Logits, and gold labels where the teacher's errors are not kept; see `Objective`."""
+        return frozenset({"logits"}) if self.teacher_errors == "keep" else frozenset({"logits", "labels"})
 
     @property
     def couples_rows(self) -> bool:  # type: ignore[override]
