@@ -35,14 +35,12 @@ class InMemoryMetric(evaluate.Metric):
     Every process computes on the rows it was given: gather them first, as `Trainer` does.
     """
 
-    prediction_feature: Any = datasets.Value("int64")
-
     def __init__(self, **kwargs: Any):
         kwargs.setdefault("keep_in_memory", True)
         super().__init__(**kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
-        features = {"predictions": self.prediction_feature, "references": datasets.Value("int64")}
+        features = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
         return evaluate.MetricInfo(
             description=inspect.cleandoc(self.__doc__ or ""),
             citation="",
@@ -89,30 +87,6 @@ class MatthewsCorrelation(InMemoryMetric):
         return {"matthews_correlation": 0.0 if one_label else float(matthews_corrcoef(references, predictions))}
 
 
-class ExpectedCalibrationError(InMemoryMetric):
-    """How far the confidence of the predictions is from their accuracy, from probabilities.
-
-    The rows are split by confidence p (the largest probability) into 15 bins ((m-1)/15, m/15], and
-
-        ECE = sum over bins B of |B| / n * |accuracy(B) - mean confidence(B)|
-
-    (Guo et al., 2017, "On Calibration of Modern Neural Networks", https://arxiv.org/abs/1706.04599).
-    `predictions` are probabilities of shape (rows, labels), not logits.
-    """
-
-    prediction_feature = datasets.Sequence(datasets.Value("float64"))
-
-    def _compute(self, predictions: list[list[float]], references: list[int]) -> dict[str, float]:
-        probabilities = np.asarray(predictions, dtype=np.float64)
-        if not (probabilities >= 0).all() or not np.allclose(probabilities.sum(axis=1), 1.0, atol=1e-3):
-            raise ValueError(
-                "the calibration error takes probabilities: found rows that are negative or do not sum to 1; "
-                "apply a softmax to the logits first"
-            )
-        correct = probabilities.argmax(axis=1) == np.asarray(references)
-        return {"expected_calibration_error": calibration_error(probabilities.max(axis=1), correct)}
-
-
 IN_SCORES = {"mean_absolute_error", "mean_squared_error"}
 """Metrics in the unit of the scores, or its square; all others are shares or correlations."""
 
@@ -135,7 +109,6 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, 
     values: dict[str, float] = {}
     for metric in (Accuracy(), F1(), MatthewsCorrelation()):
         values |= metric.compute(predictions=predictions, references=labels)
-    # Without the metric's class, which takes all probabilities at once.
     error = calibration_error(softmax_confidence(logits), predictions == labels)
     return values | {"expected_calibration_error": error}
 
@@ -197,10 +170,16 @@ def calibration_bins(confidence: np.ndarray) -> np.ndarray:
 
 
 def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
-    """Return the expected calibration error; see `ExpectedCalibrationError`.
+    """Return how far the confidence of decisions is from their accuracy.
+
+    The decisions are split by confidence p into 15 bins ((m-1)/15, m/15], and
+
+        ECE = sum over bins B of |B| / n * |accuracy(B) - mean confidence(B)|
+
+    (Guo et al., 2017, "On Calibration of Modern Neural Networks", https://arxiv.org/abs/1706.04599).
 
     Args:
-        confidence: of each decision, of any shape.
+        confidence: of each decision, of any shape; of one label a row the largest probability.
         correct: whether it is right, likewise.
 
     Returns:

@@ -12,8 +12,8 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 from nlpkd.evaluation.metrics import (
     F1,
     Accuracy,
-    ExpectedCalibrationError,
     MatthewsCorrelation,
+    calibration_error,
     classification_metrics,
     common_confusions,
     resampled_metrics,
@@ -64,19 +64,12 @@ def test_weighted_f1_weighs_by_support():
 
 def test_calibration_error_follows_hand_arithmetic():
     # Bin (9/15, 10/15]: confidences 0.62 (right), 0.66 (wrong); bin (13/15, 14/15]: 0.9 (right), 0.92 (right).
-    probabilities = [[0.62, 0.38], [0.34, 0.66], [0.9, 0.1], [0.08, 0.92]]
-    error = ExpectedCalibrationError().compute(predictions=probabilities, references=[0, 0, 0, 1])
-    assert error["expected_calibration_error"] == pytest.approx(0.5 * abs(0.5 - 0.64) + 0.5 * abs(1 - 0.91))
+    error = calibration_error(np.array([0.62, 0.66, 0.9, 0.92]), np.array([True, False, True, True]))
+    assert error == pytest.approx(0.5 * abs(0.5 - 0.64) + 0.5 * abs(1 - 0.91))
 
 
 def test_calibration_error_is_zero_for_certain_and_right_predictions():
-    error = ExpectedCalibrationError().compute(predictions=[[1.0, 0.0], [0.0, 1.0]], references=[0, 1])
-    assert error == {"expected_calibration_error": 0.0}
-
-
-def test_calibration_error_refuses_logits():
-    with pytest.raises(ValueError, match="softmax"):
-        ExpectedCalibrationError().compute(predictions=[[2.0, -1.0]], references=[0])
+    assert calibration_error(np.array([1.0, 1.0]), np.array([True, True])) == 0
 
 
 def test_metrics_combine_and_take_batches():
