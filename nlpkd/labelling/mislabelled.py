@@ -38,6 +38,9 @@ FOLDS = 5
 
 _WORD = re.compile(r"(?u)\b\w+\b")
 
+_ROUNDING = 1e-6
+"""By so much less than a mean that float32 numbers have, a probability is still at the mean."""
+
 
 @dataclass(frozen=True)
 class Mislabelled:
@@ -93,7 +96,8 @@ def probably_wrong(labels: np.ndarray, probabilities: np.ndarray) -> list[int]:
 
     A class's threshold is the mean probability that it gets on rows with its label. A row counts as wrong where,
     of the classes at or above their thresholds, the likeliest is not its label. As many rows as that, those whose
-    label gets the least probability, are returned. (Northcutt et al. 2021, "Confident Learning",
+    label gets the least probability, are returned. What is below a threshold by rounding alone is at it: the mean of
+    equal numbers may be above each of them. (Northcutt et al. 2021, "Confident Learning",
     https://arxiv.org/abs/1911.00068; cleanlab's `low_self_confidence` chooses likewise, class by class.)
 
     Args:
@@ -103,12 +107,13 @@ def probably_wrong(labels: np.ndarray, probabilities: np.ndarray) -> list[int]:
     Returns:
         Numbers of rows, the likeliest to be wrong first.
     """
+    probabilities = np.asarray(probabilities, dtype=np.float64)
     rows, classes = probabilities.shape
     own = probabilities[np.arange(rows), labels]
     thresholds = np.array(
         [own[labels == each].mean() if (labels == each).any() else np.inf for each in range(classes)]
     )
-    confident = np.where(probabilities >= thresholds, probabilities, -1.0)
+    confident = np.where(probabilities >= thresholds - _ROUNDING, probabilities, -1.0)
     count = int(((confident.max(axis=1) >= 0) & (confident.argmax(axis=1) != labels)).sum())
     suspects = np.flatnonzero(probabilities.argmax(axis=1) != labels)
     return suspects[np.argsort(own[suspects], kind="stable")[:count]].tolist()

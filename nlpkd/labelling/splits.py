@@ -130,7 +130,7 @@ class RowsToLabel:
             found = {split: self._asked(answers, split) for split in self.texts}
         labelled = DatasetDict(
             {
-                split: with_answers(rows, self.texts[str(split)], found[str(split)], teacher)
+                split: with_answers(rows, self.texts[str(split)], found[str(split)], teacher, self.limits.prices)
                 for split, rows in self.splits.items()
             }
         )

@@ -209,6 +209,11 @@ class Rounds:
             )
         if self.against_random and self.learner.test is None:
             raise ValueError("against_random measures on test rows, and there are none: give test=, or leave it out")
+        if self.against_random and self.select == "random":
+            raise ValueError(
+                "against_random compares a selection with random, and select='random' is that itself: give another "
+                "select, or leave against_random out"
+            )
         chosen = distinct[: self.budget]
         few = with_equal_probabilities(self.rows.select(chosen), self.teacher)
         job, args = self.learner.job(few, self.teacher)
@@ -279,7 +284,7 @@ class Rounds:
             yield name, pool, by_chance, kept.rows(name, count, pool)
 
     def _kinds(self) -> list[str]:
-        return [self.select, "random"] if self.against_random and self.select != "random" else [self.select]
+        return [self.select, "random"] if self.against_random else [self.select]
 
     def _distinct(self) -> list[int]:
         """Return the first row of each text: equal texts are one text."""
