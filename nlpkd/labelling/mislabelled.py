@@ -21,6 +21,7 @@ from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import check_texts, find_columns
 from nlpkd.data.labels import encode_targets
 from nlpkd.data.labels.classes import Classes
+from nlpkd.data.labels.numbers import named_by_numbers, refuse_numbers
 from nlpkd.data.one_split import read_one_split
 from nlpkd.data.sources import Source, refuse_as_output, without_training_words
 from nlpkd.data.text_classification import load_rows_for_model
@@ -177,6 +178,7 @@ def check_labels(
         columns = find_columns(rows.column_names, text_column, None, label_column)
         for column in columns.texts:
             check_texts(rows, "train", column)
+        refuse_numbers({split or "train": rows}, columns.label, SINGLE_LABEL, names, "teacher has")
         targets = encode_targets(DatasetDict({"train": rows}), columns.label, None, names)
     if targets.problem_type != SINGLE_LABEL:
         raise ValueError(f"labels are checked where each row has one class, and these are {targets.problem_type}")
@@ -199,10 +201,11 @@ def check_labels(
     elif not isinstance(teacher, LabelingTeacher):
         found = _of_classifier(teacher, texts, given, targets.names)
     else:
-        places = _places(targets.names, Classes.of(teacher.classes), by_name=True)
+        called = named_by_numbers(targets.names, teacher.classes)
+        places = _places(called, Classes.of(teacher.classes), by_name=True)
         answers = None if output is None else answers_beside(output, teacher)
-        called = [f"row {row}" for row in known]
-        found = asked_probabilities(teacher, asked, answers, limits, called)[:, places]
+        numbered = [f"row {row}" for row in known]
+        found = asked_probabilities(teacher, asked, answers, limits, numbered)[:, places]
         answered = np.flatnonzero(~np.isnan(found).any(axis=1))
         known, given, found = known[answered], given[answered], found[answered]
         asked = [asked[place] for place in answered]

@@ -6,13 +6,16 @@ import json
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from accelerate import PartialState
 from datasets import Dataset, Value
 
+from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import check_texts, find_text_column
+from nlpkd.data.labels.classes import NamesOfModel
 from nlpkd.labelling.answer import Answer
 from nlpkd.labelling.answers import AnswerFile
 from nlpkd.labelling.costs import Prices, SpendingLimits
@@ -104,6 +107,20 @@ def with_equal_probabilities(rows: Dataset, teacher: LabelingTeacher) -> Dataset
     alike = dict.fromkeys(teacher.classes, 1 / len(teacher.classes))
     feature = {name: Value("float32") for name in teacher.classes}
     return rows.add_column(PROBABILITIES, [alike] * len(rows), feature=feature)
+
+
+def reading_of(teacher: LabelingTeacher, asked: DataArguments) -> DataArguments:
+    """Return how rows with a teacher's answers are read: as its soft labels, of its task and its classes.
+
+    Args:
+        teacher: the teacher.
+        asked: how they are read otherwise.
+
+    Returns:
+        The arguments. Gold labels bear the names of the classes: a number says none of them.
+    """
+    names = NamesOfModel(teacher.classes)
+    return replace(asked, soft_label_column=PROBABILITIES, problem_type=teacher.problem_type, label_names=names)
 
 
 def save_rows(rows: Dataset, output: Path) -> None:

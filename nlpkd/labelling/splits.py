@@ -17,8 +17,8 @@ from nlpkd.labelling.answers import AnswerFile
 from nlpkd.labelling.calibration import GoldRows
 from nlpkd.labelling.costs import SpendingLimits
 from nlpkd.labelling.rows import (
-    PROBABILITIES,
     answers_beside,
+    reading_of,
     save_answered,
     texts_to_label,
     with_answers,
@@ -95,14 +95,7 @@ class RowsToLabel:
         hub = asked.dataset_config, asked.dataset_revision
         splits, _ = read_splits(train, validation, test, *hub, asked.may_read)
         texts = {str(split): texts_to_label(rows, str(split), asked.text_column) for split, rows in splits.items()}
-        read_as = replace(
-            asked,
-            soft_label_column=PROBABILITIES,
-            problem_type=teacher.problem_type,
-            label_names=teacher.classes,
-            dataset_config=None,
-            dataset_revision=None,
-        )
+        read_as = replace(reading_of(teacher, asked), dataset_config=None, dataset_revision=None)
         few = None
         if gold is not None:
             few = GoldRows.beside(output, teacher, gold, asked.text_column, asked.label_column)

@@ -19,7 +19,7 @@ from nlpkd.labelling.answers import AnswerFile
 from nlpkd.labelling.costs import SpendingLimits
 from nlpkd.labelling.rounds import RoundFile
 from nlpkd.labelling.rows import (
-    PROBABILITIES,
+    reading_of,
     with_answers,
     with_equal_probabilities,
 )
@@ -104,12 +104,7 @@ class RoundLearner:
             The job, whose test rows are those that are measured, and its settings.
         """
         args = self.args
-        data_args = replace(
-            self.data_args,
-            soft_label_column=PROBABILITIES,
-            label_names=teacher.classes,
-            problem_type=teacher.problem_type,
-        )
+        data_args = reading_of(teacher, self.data_args)
         if not {"num_train_epochs", "max_steps"} & self.given:
             args = replace(args, max_steps=max(100, 3 * len(labelled) // args.per_device_train_batch_size))
         held_out: Any = {"validation": labelled} if self.test is None else {"test": self.test}

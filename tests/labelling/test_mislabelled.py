@@ -179,7 +179,7 @@ def test_the_command_writes_the_rows_and_says_how_many(tmp_path, monkeypatch):
         ([{"text": "a", "label": "x"}, {"text": "b", "label": "y"}], FunctionTeacher(judge, NAMES),
          "the teacher's classes"),
         ([{"text": "a", "label": 0}, {"text": "b", "label": 1}], FunctionTeacher(judge, ["x", "y"]),
-         "give the labels these names"),
+         "nothing says which number is which"),
         ([{"text": "a", "label": -100}] * 9, FunctionTeacher(judge, NAMES), "none of the 9 rows has a label"),
         ([{"text": "a", "label": -100}] * 9, None, "No row has a label"),
         ([{"text": "!!! ?", "label": "x"}, {"text": "...", "label": "y"}] * 9, None, "too few rows have words"),
