@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import PartialState
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.sources import Source, read_splits, refuse_as_output
-from nlpkd.data.splits.learned import count_learned
 from nlpkd.labelling.answer import Answer
 from nlpkd.labelling.answers import AnswerFile
 from nlpkd.labelling.calibration import GoldRows
@@ -99,10 +98,6 @@ class RowsToLabel:
         few = None
         if gold is not None:
             few = GoldRows.beside(output, teacher, gold, asked.text_column, asked.label_column)
-            corrected = Dataset.from_dict({"text": few.texts})
-            for split in texts.keys() - {"train"}:
-                measured = Dataset.from_dict({"text": texts[split]})
-                count_learned(measured, corrected, ["text"], split, "rows of gold, which correct the teacher,")
         return cls(teacher, splits, texts, read_as, output, limits or SpendingLimits(), few)
 
     def unanswered(self) -> DatasetDict:
