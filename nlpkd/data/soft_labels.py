@@ -16,8 +16,8 @@ from scipy.special import logit
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import LABEL_NAMES, TEACHER_LOGITS, TEXT_NAMES, find_pairs, usual_form
 from nlpkd.data.labels.classes import Classes, NamesOfModel
-from nlpkd.data.labels.kind import is_missing, parse_list, read_kind, whole_number
-from nlpkd.data.labels.multi_label import number_in_lists
+from nlpkd.data.labels.kind import is_missing, parse_list
+from nlpkd.data.labels.numbers import refuse_numbers
 from nlpkd.data.labels.targets import read_task
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED
 
@@ -146,7 +146,11 @@ def add_missing_label_columns(splits: DatasetDict, asked: DataArguments) -> tupl
         ordered = bool(asked.label_names) or Classes.of_feature(train.features[column]) is not None
         by_user = bool(asked.label_names) and not isinstance(asked.label_names, NamesOfModel)
         if not by_user and (task == SINGLE_LABEL or not ordered):
-            _refuse_numbers(held_out, label, task, names, "soft labels have" if soft else "teacher has")
+            # A teacher that labelled these rows says the names itself.
+            advice = "Write the names in the column"
+            advice += "" if soft and asked.label_names else ", or give label_names in the order of the numbers"
+            whose = "soft labels have" if soft and not asked.label_names else "teacher has"
+            refuse_numbers(held_out, label, task, names, whose, advice)
         feature = List(Value("int64")) if several else ClassLabel(names=names)
         splits = DatasetDict({**splits, "train": unlabelled(train, feature)})
         asked = replace(asked, label_column=label, problem_type=task, label_names=names)
@@ -158,24 +162,6 @@ def add_missing_label_columns(splits: DatasetDict, asked: DataArguments) -> tupl
         marked = {split: data for split, data in others.items() if column in data.column_names}
         splits = DatasetDict({**splits, **{split: unlabelled(data, kind) for split, data in marked.items()}})
     return splits, asked
-
-
-def _refuse_numbers(splits: Mapping[str, Dataset], column: str, task: str, names: Sequence[str], whose: str) -> None:
-    """Refuse labels that are numbers where the classes have names in no order that numbers could mean."""
-    for split, data in {} if Classes.of(names).is_generic else splits.items():
-        number: Any = None
-        if task == MULTI_LABEL:
-            number = number_in_lists(data, split, column, names)
-        elif read_kind(data, column, names=names).whole:
-            values = [value for value in data[column][:] if not is_missing(value, whole=True)]
-            unknown = {str(value) for value in values if {str(value), str(whole_number(value))}.isdisjoint(names)}
-            number = min(unknown - {str(UNLABELLED)}, default=None)
-        if number is not None:
-            raise ValueError(
-                f"the labels of the {split} split (column {column!r}) are numbers, such as {number}, and the {whose} "
-                f"the classes {names}: nothing says which number is which. Write the names in the column, or give "
-                "label_names in the order of the numbers"
-            )
 
 
 def _has_texts(train: Dataset, asked: DataArguments) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from nlpkd.data.columns import LABEL_NAMES, Columns, check_texts, find_columns, 
 from nlpkd.data.label_names import adopt_label_names, align_labels_to_student, name_classes, name_numbers
 from nlpkd.data.labels import encode_targets
 from nlpkd.data.labels.classes import Classes, ClassWeights
+from nlpkd.data.labels.labellers import other_labellers
 from nlpkd.data.one_split import read_measured_rows
 from nlpkd.data.rows import class_counts
 from nlpkd.data.soft_labels import add_missing_label_columns, add_soft_labels
@@ -51,6 +52,7 @@ class TextClassificationData:
         max_length: the most tokens a row may have, special tokens included.
         name: the source, for the record: a Hub id, files without their directory, or "in-memory data".
         window_stride: the tokens that the windows of a longer text share; None where it is truncated.
+        other_labellers: see `nlpkd.data.labels.labellers.other_labellers`.
     """
 
     splits: dict[str, Any]
@@ -63,6 +65,7 @@ class TextClassificationData:
     max_length: int
     name: str
     window_stride: int | None = None
+    other_labellers: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def text_columns(self) -> list[str]:
@@ -176,6 +179,7 @@ def _load_whole(
     if asked.soft_label_column is not None or asked.label_names:
         splits, asked = add_missing_label_columns(splits, asked)
     columns = _find_columns(splits["train"].column_names, asked)
+    others = other_labellers(splits, asked.soft_label_column)
     splits = _select_columns(splits, columns, asked.soft_label_column, may_hide=not may_lack)
     # Settle the task by its labels; soft labels become logits in their order.
     targets = encode_targets(splits, columns.label, asked.problem_type, asked.label_names, may_lack, named)
@@ -219,6 +223,7 @@ def _load_whole(
         max_length=max_length,
         name=name,
         window_stride=asked.window_stride,
+        other_labellers=others,
     )
 
 
@@ -304,14 +309,8 @@ def _stream_train(
     splits = stream.summary.held_out
     _check_all_texts(splits, columns)
     held_out, cut = _tokenise(splits, encode)
-    logger.warning(
-        "%s: %s, %d rows as a stream, labels %r (%s)",
-        name,
-        SINGLE_LABEL,
-        len(stream),
-        columns.label,
-        _shortened(stream.names),
-    )
+    told = name, SINGLE_LABEL, len(stream), columns.label, _shortened(stream.names)
+    logger.warning("%s: %s, %d rows as a stream, labels %r (%s)", *told)
     return TextClassificationData(
         splits={"train": stream, **held_out},
         text_column=columns.text,

@@ -211,6 +211,10 @@ class DataRecord(OpenRecord):
         learned_rows: of the measured ones, those that are among the student's training rows too.
         teacher_learned_rows: of the measured ones, those that are among the teacher's training rows too.
         learned_estimates: those of these two numbers that are estimates.
+        unanswered_rows: of the split that was measured, those that were left out since a teacher that labels texts did
+            not answer them.
+        other_labeller: how the teacher of the measured soft labels differs from that of the training rows: of
+            `teacher`, `question` and `calibration`.
         evaluated_sha256: of their texts and labels, by the student's ids.
         truncated_rows: of them by split, those that were cut.
         max_length: longest text in tokens.
@@ -230,24 +234,38 @@ class DataRecord(OpenRecord):
     learned_rows: int | None = None
     teacher_learned_rows: int | None = None
     learned_estimates: list[str] = field(default_factory=list)
+    unanswered_rows: int | None = None
+    other_labeller: list[str] = field(default_factory=list)
     evaluated_sha256: str | None = None
     truncated_rows: Any = None
     max_length: int | None = None
     window_stride: int | None = None
 
     def is_like(self, other: DataRecord) -> bool:
-        """Check whether another record is of the same rows, whoever learnt from them."""
+        """Check whether another record is of the same rows, whoever learnt from them or labelled them."""
         unsaid: dict[str, Any] = {"learned_rows": None, "teacher_learned_rows": None, "learned_estimates": []}
+        unsaid |= {"unanswered_rows": None, "other_labeller": []}
         return replace(self, **unsaid) == replace(other, **unsaid)
 
-    def learned_notes(self) -> list[str]:
-        """Return what a reader must know of measured texts that student or teacher learnt from."""
-        return [
+    def notes(self) -> list[str]:
+        """Return what a reader must know of the measured rows: learnt from, left out, or labelled by somebody else."""
+        notes = [
             f"Of the {self.evaluated_rows} measured texts {'about ' if name in self.learned_estimates else ''}{rows} "
             f"are training texts{whose} too, but for case and blanks: the figures say more of them than of new texts."
             for name, whose in (("learned_rows", ""), ("teacher_learned_rows", " of the teacher"))
             if (rows := getattr(self, name))
         ]
+        if self.unanswered_rows:
+            notes.append(
+                f"{self.unanswered_rows} further rows of the split were left out, since the teacher did not answer "
+                "them: neither the student nor the teacher is measured on such texts."
+            )
+        if self.other_labeller:
+            notes.append(
+                f"The measured soft labels are of another {' and '.join(self.other_labeller)} than those that the "
+                "student learnt from: what is said of the teacher is not said of the one that taught."
+            )
+        return notes
 
 
 @dataclass(frozen=True)
@@ -327,4 +345,4 @@ class RunRecord(OpenRecord):
             self.interval_protocol, fitted, unkept, self.latency_protocol, self.flops_protocol,
             self.memory_protocol,
         )  # fmt: skip
-        return [*filter(None, recorded), *self.data.learned_notes()]
+        return [*filter(None, recorded), *self.data.notes()]

@@ -267,7 +267,7 @@ def _objective(entry: Mapping[str, Any]) -> str:
 
 def _measurement(report: EvaluationReport) -> str:
     run = report.run
-    told = (_reading(run.data), run.interval_protocol, run.latency_protocol, *run.data.learned_notes())
+    told = (_reading(run.data), run.interval_protocol, run.latency_protocol, *run.data.notes())
     lines = [f"- {escape_markdown(protocol)}" for protocol in told if protocol]
     origin = {"Machine": run.machine, "Versions": run.versions, "Seed": run.seed, "Date": run.date}
     lines += [

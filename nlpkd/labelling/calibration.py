@@ -16,6 +16,7 @@ from sklearn.model_selection import KFold
 
 from nlpkd.data.columns import find_columns, find_text_column
 from nlpkd.data.labels import encode_targets
+from nlpkd.data.labels.numbers import named_by_numbers, refuse_numbers
 from nlpkd.data.one_split import read_one_split
 from nlpkd.data.rows import unlabelled_rows
 from nlpkd.data.soft_labels import PROBABILITY_FLOOR
@@ -288,17 +289,19 @@ def _labelled_rows(
     text = find_text_column(rows.column_names, text_column)
     column = find_columns(rows.column_names, text, label=label_column).label
     splits = DatasetDict({"train": rows})
+    refuse_numbers({"gold": rows}, column, teacher.problem_type, teacher.classes, "teacher has")
     targets = encode_targets(splits, column, teacher.problem_type, teacher.classes, may_lack=True)
     known = np.flatnonzero(~unlabelled_rows(targets.splits["train"])).tolist()
     rows, encoded = rows.select(known), targets.splits["train"].select(known)
     labels = encoded["labels"][:]
     places = {name.strip().casefold(): number for number, name in enumerate(teacher.classes)}
-    if unknown := [name for name in targets.names if name.strip().casefold() not in places]:
+    names = named_by_numbers(targets.names, teacher.classes)
+    if unknown := [name for name in names if name.strip().casefold() not in places]:
         raise ValueError(
             f"gold label {unknown[0]!r} (column {column!r}) is none of the teacher's classes, "
             f"{list(teacher.classes)[:20]}"
         )
-    order = [places[name.strip().casefold()] for name in targets.names]
+    order = [places[name.strip().casefold()] for name in names]
     if isinstance(encoded.features["labels"], ClassLabel):
         return rows, np.array([order[label] for label in labels], dtype=np.int64), known
     found = np.zeros((len(rows), len(teacher.classes)), dtype=np.int64)

@@ -45,7 +45,8 @@ def read_decisions(path: str | Path, question: str) -> tuple[Dataset, str]:
 
     Args:
         path: the JSONL file.
-        question: the question's name; several of type `noul`, with commas between them, are several labels a text.
+        question: the question's name; several of type `noul`, with commas between them, are several labels a text,
+            unless a question has the whole name, commas included.
 
     Returns:
         The rows, `text` (a state that is no text as JSON) and `probabilities` (one a class by its name), and the
@@ -55,7 +56,7 @@ def read_decisions(path: str | Path, question: str) -> tuple[Dataset, str]:
         ValueError: if a line is no decision, its answer no distribution (the line is named), the question's options
             are not the same in all lines, or no line asks it.
     """
-    names = [name.strip() for name in question.split(",")]
+    names = _names_in(path, question)
     classes: tuple[str, ...] = ()
     task, first, texts, answers = "", None, [], []
     left_out, other_words = 0, 0
@@ -96,6 +97,13 @@ def read_decisions(path: str | Path, question: str) -> tuple[Dataset, str]:
     rows = Dataset.from_dict({TEXT: texts})
     named = [dict(zip(classes, each, strict=True)) for each in answers]
     return rows.add_column(PROBABILITIES, named, feature={name: Value("float32") for name in classes}), task
+
+
+def _names_in(path: str | Path, question: str) -> list[str]:
+    """Return the names of the questions that are meant: one that was asked has the whole name, or commas divide it."""
+    if any(question in request["questions"] for _, request, _ in _decisions(path)):
+        return [question]
+    return [name.strip() for name in question.split(",")]
 
 
 def _decisions(path: str | Path) -> Iterator[tuple[int, Mapping[str, Any], Mapping[str, Any]]]:

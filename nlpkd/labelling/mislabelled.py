@@ -21,6 +21,7 @@ from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import check_texts, find_columns
 from nlpkd.data.labels import encode_targets
 from nlpkd.data.labels.classes import Classes
+from nlpkd.data.labels.numbers import named_by_numbers, refuse_numbers
 from nlpkd.data.one_split import read_one_split
 from nlpkd.data.sources import Source, refuse_as_output, without_training_words
 from nlpkd.data.text_classification import load_rows_for_model
@@ -37,6 +38,9 @@ from nlpkd.utils.files import atomic_file
 FOLDS = 5
 
 _WORD = re.compile(r"(?u)\b\w+\b")
+
+_ROUNDING = 1e-6
+"""By so much less than a mean that float32 numbers have, a probability is still at the mean."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,8 @@ def probably_wrong(labels: np.ndarray, probabilities: np.ndarray) -> list[int]:
 
     A class's threshold is the mean probability that it gets on rows with its label. A row counts as wrong where,
     of the classes at or above their thresholds, the likeliest is not its label. As many rows as that, those whose
-    label gets the least probability, are returned. (Northcutt et al. 2021, "Confident Learning",
+    label gets the least probability, are returned. What is below a threshold by rounding alone is at it: the mean of
+    equal numbers may be above each of them. (Northcutt et al. 2021, "Confident Learning",
     https://arxiv.org/abs/1911.00068; cleanlab's `low_self_confidence` chooses likewise, class by class.)
 
     Args:
@@ -103,12 +108,13 @@ def probably_wrong(labels: np.ndarray, probabilities: np.ndarray) -> list[int]:
     Returns:
         Numbers of rows, the likeliest to be wrong first.
     """
+    probabilities = np.asarray(probabilities, dtype=np.float64)
     rows, classes = probabilities.shape
     own = probabilities[np.arange(rows), labels]
     thresholds = np.array(
         [own[labels == each].mean() if (labels == each).any() else np.inf for each in range(classes)]
     )
-    confident = np.where(probabilities >= thresholds, probabilities, -1.0)
+    confident = np.where(probabilities >= thresholds - _ROUNDING, probabilities, -1.0)
     count = int(((confident.max(axis=1) >= 0) & (confident.argmax(axis=1) != labels)).sum())
     suspects = np.flatnonzero(probabilities.argmax(axis=1) != labels)
     return suspects[np.argsort(own[suspects], kind="stable")[:count]].tolist()
@@ -172,6 +178,7 @@ def check_labels(
         columns = find_columns(rows.column_names, text_column, None, label_column)
         for column in columns.texts:
             check_texts(rows, "train", column)
+        refuse_numbers({split or "train": rows}, columns.label, SINGLE_LABEL, names, "teacher has")
         targets = encode_targets(DatasetDict({"train": rows}), columns.label, None, names)
     if targets.problem_type != SINGLE_LABEL:
         raise ValueError(f"labels are checked where each row has one class, and these are {targets.problem_type}")
@@ -194,10 +201,11 @@ def check_labels(
     elif not isinstance(teacher, LabelingTeacher):
         found = _of_classifier(teacher, texts, given, targets.names)
     else:
-        places = _places(targets.names, Classes.of(teacher.classes), by_name=True)
+        called = named_by_numbers(targets.names, teacher.classes)
+        places = _places(called, Classes.of(teacher.classes), by_name=True)
         answers = None if output is None else answers_beside(output, teacher)
-        called = [f"row {row}" for row in known]
-        found = asked_probabilities(teacher, asked, answers, limits, called)[:, places]
+        numbered = [f"row {row}" for row in known]
+        found = asked_probabilities(teacher, asked, answers, limits, numbered)[:, places]
         answered = np.flatnonzero(~np.isnan(found).any(axis=1))
         known, given, found = known[answered], given[answered], found[answered]
         asked = [asked[place] for place in answered]

@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from accelerate import PartialState
 from datasets import Dataset, Value
 
+from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import check_texts, find_text_column
+from nlpkd.data.labels.classes import NamesOfModel
+from nlpkd.data.labels.labellers import CALIBRATION, INPUT_TOKENS, OUTPUT_TOKENS, QUESTION, TEACHER
 from nlpkd.labelling.answer import Answer
 from nlpkd.labelling.answers import AnswerFile
 from nlpkd.labelling.costs import Prices, SpendingLimits
@@ -22,9 +27,8 @@ from nlpkd.utils.files import atomic_file
 
 logger = logging.getLogger(__name__)
 
-PROBABILITIES, TEACHER, QUESTION = "probabilities", "teacher", "question"
-INPUT_TOKENS, OUTPUT_TOKENS, COST = "teacher_input_tokens", "teacher_output_tokens", "teacher_cost"
-"""The columns that labelling adds to the rows."""
+PROBABILITIES, COST = "probabilities", "teacher_cost"
+"""Columns that labelling adds to the rows, beside those of `nlpkd.data.labels.labellers`."""
 
 _NAMED = 20
 """Classes of which the log says how often they are the answer."""
@@ -49,7 +53,7 @@ def texts_to_label(rows: Dataset, split: str, text_column: str | None = None) ->
     """
     column = find_text_column(rows.column_names, text_column)
     check_texts(rows, split, column)
-    added = {PROBABILITIES, TEACHER, QUESTION, INPUT_TOKENS, OUTPUT_TOKENS, COST}
+    added = {PROBABILITIES, TEACHER, QUESTION, CALIBRATION, INPUT_TOKENS, OUTPUT_TOKENS, COST}
     if taken := added & set(rows.column_names):
         raise ValueError(f"the rows have columns {sorted(taken)} already, which labelling adds: rename them")
     return rows[column][:]
@@ -73,8 +77,9 @@ def with_answers(
 
     Returns:
         The rows whose texts were answered, with `probabilities` (one for each class by its name), `teacher`,
-        `question`, `teacher_input_tokens` and `teacher_output_tokens` (null where the teacher does not count), and
-        with prices `teacher_cost`. A text is paid for once: further rows of the same text have 0 tokens.
+        `question`, `teacher_calibration` (what corrects the teacher; null where nothing does), `teacher_input_tokens`
+        and `teacher_output_tokens` (null where the teacher does not count), and with prices `teacher_cost`. A text is
+        paid for once: further rows of the same text have 0 tokens.
     """
     answered = [row for row, answer in enumerate(answers) if answer.probabilities is not None]
     if len(answered) < len(rows):
@@ -91,6 +96,7 @@ def with_answers(
     rows = rows.add_column(PROBABILITIES, probabilities, feature={name: Value("float32") for name in names})
     rows = rows.add_column(TEACHER, [str(described["name"])] * len(rows))
     rows = rows.add_column(QUESTION, [json.dumps(described["question"], ensure_ascii=False)] * len(rows))
+    rows = rows.add_column(CALIBRATION, [_correction(described)] * len(rows), feature=Value("string"))
     for place, column in enumerate((INPUT_TOKENS, OUTPUT_TOKENS)):
         rows = rows.add_column(column, [each[place] for each in tokens], feature=Value("int64"))
     if prices is not None:
@@ -99,11 +105,35 @@ def with_answers(
     return rows
 
 
+def _correction(described: Mapping[str, Any]) -> str | None:
+    """Return what corrects a teacher by its description, as JSON; None where nothing does."""
+    fitted = described.get("calibration")
+    if fitted is None:
+        return None
+    priors = {name: round(value, 4) for name, value in fitted["priors"].items()}
+    told = {"rows": fitted["rows"], "temperature": round(fitted["temperature"], 4), "priors": priors}
+    return json.dumps(told, ensure_ascii=False)
+
+
 def with_equal_probabilities(rows: Dataset, teacher: LabelingTeacher) -> Dataset:
     """Add what stands in for answers until there are some: all of the teacher's classes are equally likely."""
     alike = dict.fromkeys(teacher.classes, 1 / len(teacher.classes))
     feature = {name: Value("float32") for name in teacher.classes}
     return rows.add_column(PROBABILITIES, [alike] * len(rows), feature=feature)
+
+
+def reading_of(teacher: LabelingTeacher, asked: DataArguments) -> DataArguments:
+    """Return how rows with a teacher's answers are read: as its soft labels, of its task and its classes.
+
+    Args:
+        teacher: the teacher.
+        asked: how they are read otherwise.
+
+    Returns:
+        The arguments. Gold labels bear the names of the classes: a number says none of them.
+    """
+    names = NamesOfModel(teacher.classes)
+    return replace(asked, soft_label_column=PROBABILITIES, problem_type=teacher.problem_type, label_names=names)
 
 
 def save_rows(rows: Dataset, output: Path) -> None:

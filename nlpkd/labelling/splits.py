@@ -7,18 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import PartialState
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.sources import Source, read_splits, refuse_as_output
-from nlpkd.data.splits.learned import count_learned
 from nlpkd.labelling.answer import Answer
 from nlpkd.labelling.answers import AnswerFile
 from nlpkd.labelling.calibration import GoldRows
 from nlpkd.labelling.costs import SpendingLimits
 from nlpkd.labelling.rows import (
-    PROBABILITIES,
     answers_beside,
+    reading_of,
     save_answered,
     texts_to_label,
     with_answers,
@@ -95,21 +94,10 @@ class RowsToLabel:
         hub = asked.dataset_config, asked.dataset_revision
         splits, _ = read_splits(train, validation, test, *hub, asked.may_read)
         texts = {str(split): texts_to_label(rows, str(split), asked.text_column) for split, rows in splits.items()}
-        read_as = replace(
-            asked,
-            soft_label_column=PROBABILITIES,
-            problem_type=teacher.problem_type,
-            label_names=teacher.classes,
-            dataset_config=None,
-            dataset_revision=None,
-        )
+        read_as = replace(reading_of(teacher, asked), dataset_config=None, dataset_revision=None)
         few = None
         if gold is not None:
             few = GoldRows.beside(output, teacher, gold, asked.text_column, asked.label_column)
-            corrected = Dataset.from_dict({"text": few.texts})
-            for split in texts.keys() - {"train"}:
-                measured = Dataset.from_dict({"text": texts[split]})
-                count_learned(measured, corrected, ["text"], split, "rows of gold, which correct the teacher,")
         return cls(teacher, splits, texts, read_as, output, limits or SpendingLimits(), few)
 
     def unanswered(self) -> DatasetDict:
@@ -130,7 +118,7 @@ class RowsToLabel:
             found = {split: self._asked(answers, split) for split in self.texts}
         labelled = DatasetDict(
             {
-                split: with_answers(rows, self.texts[str(split)], found[str(split)], teacher)
+                split: with_answers(rows, self.texts[str(split)], found[str(split)], teacher, self.limits.prices)
                 for split, rows in self.splits.items()
             }
         )

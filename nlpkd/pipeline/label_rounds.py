@@ -19,7 +19,7 @@ from nlpkd.labelling.answers import AnswerFile
 from nlpkd.labelling.costs import SpendingLimits
 from nlpkd.labelling.rounds import RoundFile
 from nlpkd.labelling.rows import (
-    PROBABILITIES,
+    reading_of,
     with_answers,
     with_equal_probabilities,
 )
@@ -104,12 +104,7 @@ class RoundLearner:
             The job, whose test rows are those that are measured, and its settings.
         """
         args = self.args
-        data_args = replace(
-            self.data_args,
-            soft_label_column=PROBABILITIES,
-            label_names=teacher.classes,
-            problem_type=teacher.problem_type,
-        )
+        data_args = reading_of(teacher, self.data_args)
         if not {"num_train_epochs", "max_steps"} & self.given:
             args = replace(args, max_steps=max(100, 3 * len(labelled) // args.per_device_train_batch_size))
         held_out: Any = {"validation": labelled} if self.test is None else {"test": self.test}
@@ -209,6 +204,11 @@ class Rounds:
             )
         if self.against_random and self.learner.test is None:
             raise ValueError("against_random measures on test rows, and there are none: give test=, or leave it out")
+        if self.against_random and self.select == "random":
+            raise ValueError(
+                "against_random compares a selection with random, and select='random' is that itself: give another "
+                "select, or leave against_random out"
+            )
         chosen = distinct[: self.budget]
         few = with_equal_probabilities(self.rows.select(chosen), self.teacher)
         job, args = self.learner.job(few, self.teacher)
@@ -279,7 +279,7 @@ class Rounds:
             yield name, pool, by_chance, kept.rows(name, count, pool)
 
     def _kinds(self) -> list[str]:
-        return [self.select, "random"] if self.against_random and self.select != "random" else [self.select]
+        return [self.select, "random"] if self.against_random else [self.select]
 
     def _distinct(self) -> list[int]:
         """Return the first row of each text: equal texts are one text."""

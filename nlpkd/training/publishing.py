@@ -71,7 +71,8 @@ def describe_data(
         data: all of them.
         split: that is measured.
         rows: of that split, with the student's labels.
-        origin: where they come from: `data`, `dataset_config`, `dataset_revision` and `evaluated_source`.
+        origin: where they come from: `data`, `dataset_config`, `dataset_revision` and `evaluated_source`; of rows that
+            a teacher labelled also `unanswered_rows`, by split.
 
     Returns:
         Entries of `nlpkd.evaluation.origin.DataRecord`.
@@ -86,6 +87,8 @@ def describe_data(
         "evaluated_rows": count_texts(data[split]),
         "evaluated_sha256": hash_rows(rows, [*data.text_columns, "labels"]),
         "truncated_rows": data.truncated,
+        "unanswered_rows": origin.get("unanswered_rows", {}).get(split),
+        "other_labeller": list(data.other_labellers.get(split, ())),
         **data.reading,
     }
 

@@ -153,7 +153,7 @@ def test_rows_of_several_labels_without_any_are_left_out():
     ("gold", "told"),
     [
         ([{"text": "0 0 0", "label": "music"}, {"text": "1 0 0", "label": "art"}], "'music'.*none of the teacher's"),
-        ([{"text": "0 0 0", "label": 1}, {"text": "1 0 0", "label": 0}], "none of the teacher's classes"),
+        ([{"text": "0 0 0", "label": 1}, {"text": "1 0 0", "label": 0}], "nothing says which number is which"),
         ([{"text": "0 0 0"}], "No column is known to be the label"),
         (
             [{"text": text, "category": "art", "label": "sport"} for text in ("0 0 0", "1 0 0")],

@@ -63,6 +63,15 @@ def test_each_kind_of_question_makes_its_classes(tmp_path, question, task, expec
     assert found == task and rows["probabilities"][0] == expected
 
 
+@pytest.mark.parametrize("name", ["rude, spam", "topic,", " topic", "spam,rude"])
+def test_any_question_that_was_asked_is_found_by_its_name(tmp_path, name):
+    questions = QUESTIONS | {name: {"type": "choice", "criteria": {"yes": None, "no": None}}}
+    asked = line("b", questions, answers() | {name: {"probabilities": {"yes": 0.75, "no": 0.25}}})
+    rows, task = read_decisions(save(tmp_path, line("a"), asked), name)
+    assert rows["text"][:] == ["b"] and task == "single_label_classification"
+    assert rows["probabilities"][0] == {"yes": 0.75, "no": 0.25}
+
+
 def test_lines_that_ask_something_else_are_left_out_and_options_may_come_in_another_order(tmp_path, caplog):
     other = TOPIC | {"criteria": {"art": "Pictures", "sport": None}}
     path = save(tmp_path, line("a"), line("b", {"spam": SPAM}, {"spam": {"noul": 0.5}}), line("c", {"topic": other}))

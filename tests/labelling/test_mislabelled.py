@@ -52,6 +52,16 @@ def test_rows_are_counted_and_ranked_as_in_the_paper():
     assert list(own[found]) == sorted(own[found]) and own[found].max() <= min(own[row] for row in others)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_teacher_of_few_values_tells_of_a_wrong_label_however_many_rows_there_are(dtype):
+    # The mean of equal numbers is rounded, and may be above each of them.
+    for share in (0.9, 0.97, 0.9731):
+        for count in range(3, 60):
+            labels = np.array([0] * count + [1] * count + [0])
+            sure = np.array([[share, 1 - share], [1 - share, share]], dtype=dtype)
+            assert probably_wrong(labels, sure[[0] * count + [1] * count + [1]]) == [2 * count]
+
+
 @pytest.mark.parametrize("with_teacher", [True, False], ids=["a teacher", "out of fold"])
 def test_planted_errors_are_found_with_reason_and_proposal(tmp_path, with_teacher):
     rows, wrong = planted()
@@ -169,7 +179,7 @@ def test_the_command_writes_the_rows_and_says_how_many(tmp_path, monkeypatch):
         ([{"text": "a", "label": "x"}, {"text": "b", "label": "y"}], FunctionTeacher(judge, NAMES),
          "the teacher's classes"),
         ([{"text": "a", "label": 0}, {"text": "b", "label": 1}], FunctionTeacher(judge, ["x", "y"]),
-         "give the labels these names"),
+         "nothing says which number is which"),
         ([{"text": "a", "label": -100}] * 9, FunctionTeacher(judge, NAMES), "none of the 9 rows has a label"),
         ([{"text": "a", "label": -100}] * 9, None, "No row has a label"),
         ([{"text": "!!! ?", "label": "x"}, {"text": "...", "label": "y"}] * 9, None, "too few rows have words"),

@@ -15,6 +15,7 @@ QUICK = {
     **QUIET, "per_device_train_batch_size": 8,
     "learning_rate": 5e-3, "num_train_epochs": 4, "save_strategy": "no", "objectives": "hinton",
 }  # fmt: skip
+ONE_STEP = {**QUICK, "num_train_epochs": 1, "max_steps": 1}
 GOOD = ("good", "great", "fine")
 
 
@@ -117,6 +118,48 @@ def test_a_labelled_file_is_a_training_file(tmp_path, small):
         output_dir=tmp_path / "student", **QUICK,
     )  # fmt: skip
     assert result.report.candidates["student"].quality["accuracy"].value > 0.9
+
+
+@pytest.mark.parametrize("name", ["validation", "test", "validation_split"])
+def test_gold_rows_that_are_measured_are_told_once_before_the_teacher_is_asked_and_in_report_and_card(
+    tmp_path, small, caplog, name
+):
+    held_out, told = raw_rows(20, seed=2), []
+    gold = held_out.select(range(6)).map(lambda row: {"text": f" {row['text'].upper()}  "})
+    measured = {"validation": {"validation": held_out}, "test": {"validation": raw_rows(9, seed=3), "test": held_out}}
+    given = {"train": texts_file(tmp_path)} | measured.get(name, {"train": held_out, "validation_split": 10})
+    teacher = FunctionTeacher(
+        lambda texts: told.append("are rows of gold" in caplog.text) or judge(map(str.lower, texts)), ["pos", "neg"]
+    )
+    report = distill(teacher, small, **given, gold=gold, output_dir=tmp_path / "out", **ONE_STEP).report
+    count = report.run.data.teacher_learned_rows
+    whole = sum(text in set(held_out["text"][:6]) for text in held_out["text"])
+    assert 0 < count < report.run.data.evaluated_rows and (name == "validation_split" or count == whole)
+    assert all(told) and caplog.text.count("are rows of gold, which correct the teacher, too") == 1
+    for page in ("report.md", "README.md"):
+        assert f"{count} are training texts of the teacher too" in (tmp_path / "out" / page).read_text()
+
+
+@pytest.mark.parametrize("differs", ["teacher", "calibration", ""])
+def test_the_report_says_where_the_measured_answers_are_not_those_of_the_teacher_that_taught(
+    tmp_path, small, caplog, differs
+):
+    def labelled(name, rows, **options):
+        teacher = FunctionTeacher(judge, ["pos", "neg"], name="another" if options.pop("other", False) else "judge")
+        return label(teacher, rows, output=tmp_path / f"{name}.parquet", **options)
+
+    gold = raw_rows(20, seed=5)
+    train = labelled("train", texts_file(tmp_path), gold=gold)
+    given = {"teacher": {"gold": gold, "other": True}, "calibration": {}}.get(differs, {"gold": gold})
+    validation = labelled("dev", raw_rows(20, seed=2), **given)
+    report = distill(
+        None, small, train, validation, soft_label_column="probabilities", output_dir=tmp_path / "out", **ONE_STEP
+    ).report
+    assert report.run.data.other_labeller == ([differs] if differs else [])
+    told = f"are of another {differs}"
+    assert (f"of the validation split {told} than" in caplog.text) is bool(differs)
+    for page in ("report.md", "README.md"):
+        assert (f"The measured soft labels {told} than" in (tmp_path / "out" / page).read_text()) is bool(differs)
 
 
 def test_a_labelling_teacher_beside_other_soft_labels_is_refused(tmp_path, small):

@@ -102,6 +102,10 @@ def test_texts_that_are_not_answered_are_told_by_their_split_and_left_out(tmp_pa
     assert "row 3 of the train split (" in caplog.text and "row 5 of the validation split (" in caplog.text
     counts = {split: sum(text not in refused for text in data["text"]) for split, data in rows.items()}
     assert (report.run.data.train_rows, report.task.rows) == (counts["train"], counts["validation"])
+    left_out = len(rows["validation"]) - counts["validation"]
+    assert report.run.data.unanswered_rows == left_out > 0
+    for name in ("report.md", "README.md"):
+        assert f"{left_out} further rows of the split were left out" in (tmp_path / "out" / name).read_text()
 
 
 def test_what_is_trained_on_are_the_answers_and_each_text_is_asked_about_once(tmp_path, small, server):

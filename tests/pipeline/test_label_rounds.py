@@ -208,6 +208,7 @@ UNFIT = {
     "a selection": ({"select": "nonsense"}, "select must be one of"),
     "a budget": ({"budget": 10**6}, "at most the"),
     "a random choice that nothing measures": ({"test": None, "against_random": True}, "give test="),
+    "random beside random": ({"select": "random", "against_random": True}, "give another select"),
     "a length": ({"max_length": 5000}, "5000"),
     "an objective": ({"objectives": "layerwise"}, "teacher"),
 }
@@ -241,8 +242,9 @@ def test_a_dry_run_beside_random_plans_no_less_than_is_bought(tmp_path, small):
     assert 10 <= len(seen) <= plan.requests
 
 
-@pytest.mark.parametrize("select", ["uncertainty", "random"])
-@pytest.mark.parametrize("against_random", [False, True])
+@pytest.mark.parametrize(
+    ("select", "against_random"), [("uncertainty", False), ("uncertainty", True), ("random", False)]
+)
 def test_a_dry_run_of_a_budget_counts_what_is_left_to_buy_wherever_the_run_was_stopped(
     tmp_path, small, select, against_random
 ):

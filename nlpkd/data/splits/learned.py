@@ -186,6 +186,36 @@ def learned_entries(student: LearnedRows | int | None, *teachers: LearnedRows) -
     return {name: each.rows for name, each in known.items()} | ({"learned_estimates": estimates} if estimates else {})
 
 
+def count_all_learned(
+    measured: Dataset,
+    train: Any,
+    columns: Sequence[str],
+    split: str,
+    teachers: Mapping[str, Path | None],
+    corrected_by: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Count the texts to measure on that student or teachers learnt from; warn of them.
+
+    Args:
+        measured: the rows to measure on; of the windows of a text one counts.
+        train: the student's training rows.
+        columns: of the texts, one or two.
+        split: what the measured rows are called in the warnings.
+        teachers: the teachers' folders by what they are called there; None of a model in memory.
+        corrected_by: the single texts with gold labels by which a teacher that labels texts was corrected.
+
+    Returns:
+        Entries of `nlpkd.evaluation.origin.DataRecord`.
+    """
+    own = count_learned(measured, train, columns, split)
+    theirs = [*count_remembered(measured, columns, split, teachers).values()]
+    if corrected_by:
+        gold, told = {columns[0]: list(corrected_by)}, "rows of gold, which correct the teacher,"
+        count = count_learned(measured, Dataset.from_dict(gold), columns, split, told)
+        theirs.append(LearnedRows(count or 0))
+    return learned_entries(own, *theirs)
+
+
 def _hashes_of_texts(measured: Dataset, columns: Sequence[str]) -> np.ndarray:
     hashes = text_hashes(measured, columns)
     return one_row_a_document(hashes, measured[DOCUMENT][:]) if DOCUMENT in measured.column_names else hashes

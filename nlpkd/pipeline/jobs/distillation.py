@@ -237,15 +237,22 @@ def prepare_labelled_job(
         job = prepare_job(args, None, student, splits, data_args=rows.read_as, **options)
         given = test if "test" in job.data else validation
         measured = train if given is None else given
-        told = {"data": ", ".join(named), "evaluated_source": name_of(measured), "measured_source": measured}
-        return replace(job, origin=job.origin | told | {"teacher": describe_labeller(teacher)})
+        told: dict[str, Any] = {"data": ", ".join(named), "evaluated_source": name_of(measured)}
+        told |= {"measured_source": measured, "teacher": describe_labeller(teacher)}
+        told |= {"unanswered_rows": {str(name): len(rows.texts[str(name)]) - len(splits[name]) for name in splits}}
+        few = () if rows.gold is None else rows.gold.texts
+        return replace(job, origin=job.origin | told, corrected_by=few)
 
     job = prepared(rows.unanswered(), teacher)
     job.check(args)
+    # It is told before the teacher is paid for.
+    _ = job.learned
     answered = rows.answered()
     # What there is to say of the rows was said when they were first read.
     with quiet("nlpkd"):
-        return prepared(*answered)
+        job = prepared(*answered)
+        _ = job.learned
+    return job
 
 
 def _backbone_on_the_hub(parent: PreTrainedModel | None, given: str | Path | None) -> dict[str, str]:

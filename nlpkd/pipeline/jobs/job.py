@@ -23,7 +23,7 @@ from nlpkd.data.label_names import align_labels_to_student, ask_for_label_names
 from nlpkd.data.labels.classes import forget_thresholds
 from nlpkd.data.rows import has_unlabelled
 from nlpkd.data.splits.fitted import rows_to_fit
-from nlpkd.data.splits.learned import LearnedTexts, count_learned, count_remembered, learned_entries, remember_texts
+from nlpkd.data.splits.learned import LearnedTexts, count_all_learned, remember_texts
 from nlpkd.data.text_classification import TextClassificationData
 from nlpkd.data.tokenization import TeacherTokenizers, with_limit
 from nlpkd.evaluation.benchmark import loaded_size_mb
@@ -69,6 +69,7 @@ class Job:
         ship: export each student to ONNX in 8 bits, and measure that file beside it.
         learning_rate: what suits the student, where the settings name none.
         teacher_folders: of each teacher the folder that it was loaded from; None where there is none.
+        corrected_by: the texts with gold labels by which a teacher that labels texts was corrected.
     """
 
     teacher: nn.Module | None
@@ -85,6 +86,7 @@ class Job:
     ship: bool = False
     learning_rate: float = DistillationConfig.learning_rate
     teacher_folders: Sequence[Path | None] = ()
+    corrected_by: Sequence[str] = ()
 
     def check(self, args: DistillationConfig) -> None:
         """Make student and baselines, and fit them, the rows and the objectives of every stage; nothing is trained.
@@ -299,13 +301,12 @@ class Job:
         return "test" if "test" in self.data else "validation"
 
     @cached_property
-    def _learned(self) -> dict[str, Any]:
-        split, columns = self._measured_split, self.data.text_columns
-        own = count_learned(self.data[split], self.data["train"], columns, split)
+    def learned(self) -> dict[str, Any]:
+        """What student and teacher learnt of the measured texts, as the record has it; told when it is first read."""
+        split, rows = self._measured_split, self.data
         called = "teacher {}" if len(self.teacher_folders) > 1 else "teacher"
         folders = {called.format(number): each for number, each in enumerate(self.teacher_folders, start=1)}
-        theirs = count_remembered(self.data[split], columns, split, folders)
-        return learned_entries(own, *theirs.values())
+        return count_all_learned(rows[split], rows["train"], rows.text_columns, split, folders, self.corrected_by)
 
     def remember(self, folder: str | Path) -> None:
         """Write beside a model that learnt from the training rows which texts these are."""
@@ -393,5 +394,5 @@ class Job:
             "student": self.origin["student"]
             | {"model_type": trainer.model.config.model_type, "weights_sha256": weights_sha256(folder)},
             "data": describe_data(self.data, split, self.rows_to_measure(trainer.model.config)[1], self.origin)
-            | self._learned,
+            | self.learned,
         }
