@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerState, TrainingArguments
@@ -87,5 +88,22 @@ def tell_none_chosen(args: TrainingArguments, state: TrainerState) -> None:
         return
     why = f"no evaluation gave a number for metric_for_best_model={args.metric_for_best_model!r}"
     if state.best_metric is not None:
-        why = f"the best evaluation was at step {state.best_global_step}, at which no checkpoint was saved"
+        why = f"the best evaluation was at step {state.best_global_step}, of which there is no checkpoint"
     logger.warning("No best model was chosen, since %s: the model is that of the last step.", why)
+
+
+def refuse_lost(checkpoint: Path) -> None:
+    """Refuse to end a training without its best checkpoint, where `Trainer` goes on with the model of the last step.
+
+    Args:
+        checkpoint: the best one.
+
+    Raises:
+        ValueError: if it is not there.
+    """
+    if not checkpoint.is_dir():
+        raise ValueError(
+            f"the best checkpoint {checkpoint} is not there any more: it was deleted or moved while the training ran. "
+            "Put it back, and run again with resume_from_checkpoint=True; where it is lost, that gives the model of "
+            "the last step"
+        )

@@ -151,11 +151,12 @@ def set_other_runs_aside(output_dir: Path, resumed: str | None, record: dict[str
     """
     steps = [] if resumed is None else [number for number in Path(resumed).name.split("-")[-1:] if number.isdecimal()]
     last = int(steps[0]) if steps else -1
+    taken = None if resumed is None else Path(resumed).resolve()
     found = numbered_folders(output_dir, "checkpoint")
     others = [
         path
         for step, path in found.items()
-        if str(path) != resumed
+        if path.resolve() != taken
         and any(path.iterdir())
         and not (is_of(path, record) if step <= last else run_record_of(path) == record)
     ]
@@ -183,8 +184,9 @@ def rotate_checkpoints(
     if limit is None or limit <= 0:
         return
     own = [path for path in numbered_folders(output_dir, "checkpoint").values() if is_of(path, record)]
-    stay = {str(best), *map(str, kept), *map(str, own[-1:] if kept else [])}
-    for path in [path for path in own if str(path) not in stay][: max(0, len(own) - limit)]:
+    # Compared as places, since a folder has many names: "./x", "x" and its whole path.
+    stay = {path.resolve() for path in [*kept, *(own[-1:] if kept else []), *([Path(best)] if best else [])]}
+    for path in [path for path in own if path.resolve() not in stay][: max(0, len(own) - limit)]:
         shutil.rmtree(path, ignore_errors=True)
 
 

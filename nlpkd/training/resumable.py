@@ -23,7 +23,7 @@ from nlpkd.hub.saving import model_update
 from nlpkd.models.structure import as_student, matching_tokenizer
 from nlpkd.training.batches.loaders import row_lengths, sampled_loader, training_loader, unsized_loader
 from nlpkd.training.batches.samplers import micro_batches
-from nlpkd.training.best import tell_no_number, tell_none_chosen
+from nlpkd.training.best import refuse_lost, tell_no_number, tell_none_chosen
 from nlpkd.training.checkpoints import (
     has_optimizer,
     rotate_checkpoints,
@@ -313,7 +313,9 @@ class ResumableTrainer(Trainer):
         state.stateful_callbacks = TrainerState(stateful_callbacks=kept).stateful_callbacks
 
     def _load_best_model(self) -> None:
-        refuse_damaged(Path(str(self.state.best_model_checkpoint)))
+        best = Path(str(self.state.best_model_checkpoint))
+        refuse_lost(best)
+        refuse_damaged(best)
         super()._load_best_model()
 
     # Hub

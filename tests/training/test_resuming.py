@@ -54,6 +54,15 @@ def test_a_checkpoint_takes_the_place_of_the_start_where_it_is_named_or_the_star
     assert "The student starts from other weights, which are not used" in caplog.text
 
 
+@pytest.mark.parametrize("written", ["run/checkpoint-1", "./run/checkpoint-1", "link/checkpoint-1"])
+def test_a_checkpoint_that_is_named_is_not_set_aside_however_it_is_written(run, written, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("run")
+    again = run(2, True)
+    again.train(resume_from_checkpoint=written)
+    assert again.state.global_step == 2 and (tmp_path / "run" / "checkpoint-1").is_dir()
+
+
 def _texts(make_rows, tokenizer, tmp_path, kind):
     """Rows of one kind that the trainer takes."""
     if kind == "rows":
