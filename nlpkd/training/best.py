@@ -13,6 +13,7 @@ from transformers import TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy, denumpify_detensorize
 
 from nlpkd.utils.field_types import are_numbers
+from nlpkd.utils.files import refuse_damaged
 
 logger = logging.getLogger(__name__)
 
@@ -93,13 +94,13 @@ def tell_none_chosen(args: TrainingArguments, state: TrainerState) -> None:
 
 
 def refuse_lost(checkpoint: Path) -> None:
-    """Refuse to end a training without its best checkpoint, where `Trainer` goes on with the model of the last step.
+    """Refuse to end a training without its best checkpoint, where `Trainer` would end with the last model.
 
     Args:
         checkpoint: the best one.
 
     Raises:
-        ValueError: if it is not there.
+        ValueError: if it is not there, or a file of it is damaged.
     """
     if not checkpoint.is_dir():
         raise ValueError(
@@ -107,3 +108,4 @@ def refuse_lost(checkpoint: Path) -> None:
             "Put it back, and run again with resume_from_checkpoint=True; where it is lost, that gives the model of "
             "the last step"
         )
+    refuse_damaged(checkpoint)

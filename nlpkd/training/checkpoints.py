@@ -138,6 +138,16 @@ def has_optimizer(checkpoint: Path) -> bool:
     return any(checkpoint.glob("optimizer*")) or any(checkpoint.glob("global_step*"))
 
 
+def how_to_go_on(output_dir: str | Path) -> str:
+    """Say what a run that ended early goes on from, by the checkpoints in its folder."""
+    whole = [path for path in numbered_folders(Path(output_dir), "checkpoint").values() if has_checksums(path)]
+    if not whole:
+        return "it had no whole checkpoint yet (save_steps), so that it begins anew"
+    if not has_optimizer(whole[-1]):
+        return f"it begins anew, since {whole[-1].name} has no state of the optimizer (save_only_model=True)"
+    return f"go on from {whole[-1].name} with resume_from_checkpoint=True (--resume_from_checkpoint True)"
+
+
 def set_other_runs_aside(output_dir: Path, resumed: str | None, record: dict[str, Any]) -> None:
     """Move checkpoints that a training would overwrite, but that it did not write itself, to a folder `earlier-N`.
 
@@ -210,10 +220,8 @@ def write_checkpoint_checksums(folder: Path, record: dict[str, Any], should_save
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     PartialState().wait_for_everyone()
-    failed = (
-        f"{folder.name} was not written. Checkpoints before it are whole: free some space, and go on with "
-        "resume_from_checkpoint=True"
-    )
+    advice = how_to_go_on(folder.parent)
+    failed = f"{folder.name} was not written. Free some space, and start the run again: {advice}"
     try:
         with explain_full_disk(folder, failed):
             # The record comes first: a folder that was cut short tells whose it is.
