@@ -43,6 +43,7 @@ from nlpkd.training.resuming import (
     resolve_resume_checkpoint,
     restore_callbacks,
     stopped_early,
+    tell_shortened_epochs,
 )
 from nlpkd.utils.locks import only_writer
 
@@ -213,10 +214,7 @@ class ResumableTrainer(Trainer):
 
     @contextmanager
     def _in_own_ways(self, run_dir: Path) -> Iterator[None]:
-        """Keep `Trainer` from rotating, which deletes every folder whose name begins with "checkpoint-".
-
-        And from evaluating at the start of a run that is resumed, which has none.
-        """
+        """Keep `Trainer` from rotating folders that are not its own, and from evaluating where a run is resumed."""
         args, on_start = self.args, self.args.eval_on_start
         self._save_total_limit, args.save_total_limit = args.save_total_limit, None
         args.eval_on_start = on_start and self.resumed_checkpoint is None
@@ -227,6 +225,14 @@ class ResumableTrainer(Trainer):
                 rotate_checkpoints(run_dir, self.run_record, 1, best=best)
         finally:
             args.save_total_limit, args.eval_on_start = self._save_total_limit, on_start
+
+    def _init_training_state(self, max_steps: int, steps_an_epoch: int, *arguments: Any) -> Any:
+        trained = super()._init_training_state(max_steps, steps_an_epoch, *arguments)
+        # A checkpoint has the settings of the run that wrote it.
+        self.state.compute_steps(self.args, max_steps)
+        self.state.train_batch_size = self._train_batch_size
+        tell_shortened_epochs(self.state, steps_an_epoch, self.train_dataset)
+        return trained
 
     def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]
         # Without it a finished run whose last step is within an epoch would take one more when it is resumed.

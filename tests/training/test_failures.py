@@ -35,6 +35,17 @@ def test_means_are_over_the_steps_since_the_last_time():
     assert window.means(11) == {"first": 4.0, "second": 5.0}
 
 
+def test_means_are_of_what_was_added_since_the_last_time_alone():
+    window = make()
+    window.set_step(0)
+    window.add(torch.tensor([4.0]), None)
+    assert window.means(1) == {"first": 4.0}
+    window.set_step(1)
+    window.add_last(0.0)
+    assert window.means(2) == {"second": 0.0}
+    assert window.means(3) == {}
+
+
 def test_the_first_bad_batch_is_named_though_all_after_it_are_bad_too():
     window = make()
     for step in range(6):
