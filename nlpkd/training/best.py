@@ -6,12 +6,14 @@ import json
 import logging
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy, denumpify_detensorize
 
 from nlpkd.utils.field_types import are_numbers
+from nlpkd.utils.files import refuse_damaged
 
 logger = logging.getLogger(__name__)
 
@@ -87,5 +89,23 @@ def tell_none_chosen(args: TrainingArguments, state: TrainerState) -> None:
         return
     why = f"no evaluation gave a number for metric_for_best_model={args.metric_for_best_model!r}"
     if state.best_metric is not None:
-        why = f"the best evaluation was at step {state.best_global_step}, at which no checkpoint was saved"
+        why = f"the best evaluation was at step {state.best_global_step}, of which there is no checkpoint"
     logger.warning("No best model was chosen, since %s: the model is that of the last step.", why)
+
+
+def refuse_lost(checkpoint: Path) -> None:
+    """Refuse to end a training without its best checkpoint, where `Trainer` would end with the last model.
+
+    Args:
+        checkpoint: the best one.
+
+    Raises:
+        ValueError: if it is not there, or a file of it is damaged.
+    """
+    if not checkpoint.is_dir():
+        raise ValueError(
+            f"the best checkpoint {checkpoint} is not there any more: it was deleted or moved while the training ran. "
+            "Put it back, and run again with resume_from_checkpoint=True; where it is lost, that gives the model of "
+            "the last step"
+        )
+    refuse_damaged(checkpoint)

@@ -138,6 +138,16 @@ def has_optimizer(checkpoint: Path) -> bool:
     return any(checkpoint.glob("optimizer*")) or any(checkpoint.glob("global_step*"))
 
 
+def how_to_go_on(output_dir: str | Path) -> str:
+    """Say what a run that ended early goes on from, by the checkpoints in its folder."""
+    whole = [path for path in numbered_folders(Path(output_dir), "checkpoint").values() if has_checksums(path)]
+    if not whole:
+        return "it had no whole checkpoint yet (save_steps), so that it begins anew"
+    if not has_optimizer(whole[-1]):
+        return f"it begins anew, since {whole[-1].name} has no state of the optimizer (save_only_model=True)"
+    return f"go on from {whole[-1].name} with resume_from_checkpoint=True (--resume_from_checkpoint True)"
+
+
 def set_other_runs_aside(output_dir: Path, resumed: str | None, record: dict[str, Any]) -> None:
     """Move checkpoints that a training would overwrite, but that it did not write itself, to a folder `earlier-N`.
 
@@ -151,11 +161,12 @@ def set_other_runs_aside(output_dir: Path, resumed: str | None, record: dict[str
     """
     steps = [] if resumed is None else [number for number in Path(resumed).name.split("-")[-1:] if number.isdecimal()]
     last = int(steps[0]) if steps else -1
+    taken = None if resumed is None else Path(resumed).resolve()
     found = numbered_folders(output_dir, "checkpoint")
     others = [
         path
         for step, path in found.items()
-        if str(path) != resumed
+        if path.resolve() != taken
         and any(path.iterdir())
         and not (is_of(path, record) if step <= last else run_record_of(path) == record)
     ]
@@ -183,8 +194,9 @@ def rotate_checkpoints(
     if limit is None or limit <= 0:
         return
     own = [path for path in numbered_folders(output_dir, "checkpoint").values() if is_of(path, record)]
-    stay = {str(best), *map(str, kept), *map(str, own[-1:] if kept else [])}
-    for path in [path for path in own if str(path) not in stay][: max(0, len(own) - limit)]:
+    # Compared as places, since a folder has many names: "./x", "x" and its whole path.
+    stay = {path.resolve() for path in [*kept, *(own[-1:] if kept else []), *([Path(best)] if best else [])]}
+    for path in [path for path in own if path.resolve() not in stay][: max(0, len(own) - limit)]:
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -208,10 +220,8 @@ def write_checkpoint_checksums(folder: Path, record: dict[str, Any], should_save
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     PartialState().wait_for_everyone()
-    failed = (
-        f"{folder.name} was not written. Checkpoints before it are whole: free some space, and go on with "
-        "resume_from_checkpoint=True"
-    )
+    advice = how_to_go_on(folder.parent)
+    failed = f"{folder.name} was not written. Free some space, and start the run again: {advice}"
     try:
         with explain_full_disk(folder, failed):
             # The record comes first: a folder that was cut short tells whose it is.

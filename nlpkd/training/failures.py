@@ -17,6 +17,7 @@ from torch import distributed
 from torch.distributed import DistError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from nlpkd.training.checkpoints import how_to_go_on
 from nlpkd.utils.files import has_checksums, numbered_folders
 from nlpkd.utils.processes import EXIT_STATUS
 from nlpkd.utils.provenance import as_command, as_options
@@ -80,17 +81,7 @@ def explain_ctrl_c(args: TrainingArguments) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if args.process_index == 0:
-            whole = [
-                each.name
-                for each in numbered_folders(Path(str(args.output_dir)), "checkpoint").values()
-                if has_checksums(each)
-            ]
-            advice = (
-                f"go on from {whole[-1]} with resume_from_checkpoint=True (--resume_from_checkpoint True)"
-                if whole
-                else "it had no whole checkpoint yet (save_steps), so that it begins anew"
-            )
-            logger.warning("Stopped by Ctrl-C in %s: %s.", args.output_dir, advice)
+            logger.warning("Stopped by Ctrl-C in %s: %s.", args.output_dir, how_to_go_on(str(args.output_dir)))
         raise
 
 
@@ -118,9 +109,8 @@ def explain_lost_process(args: TrainingArguments) -> Iterator[None]:
             raise
         raise ConnectionError(
             f"process {args.process_index} of {args.world_size} can't reach another one any more: it ended, or its "
-            f"machine did ({' '.join(str(error).split())[:300]}). Its own log says why. Checkpoints in "
-            f"{args.output_dir} are whole: start all processes again with resume_from_checkpoint=True "
-            "(--resume_from_checkpoint True)"
+            f"machine did ({' '.join(str(error).split())[:300]}). Its own log says why. Start all processes again in "
+            f"{args.output_dir}: {how_to_go_on(str(args.output_dir))}"
         ) from error
 
 
@@ -182,14 +172,20 @@ _STEPS_BETWEEN_AGREEMENTS = 10
 
 
 class SaveOnSigterm(TrainerCallback):
-    """Answer SIGTERM with a checkpoint after the step in progress.
+    """Answer SIGTERM with a checkpoint after the step in progress, which the trainer saves where it is due.
 
-    Several processes must stop after the same step: they agree every ten steps, or every three seconds where that is
-    sooner, but not within a step.
+    The checkpoint is that of a run which goes on: after the last step of an epoch it is due when all is done that is
+    done at an epoch's end, and within an epoch before any of that. Several processes must stop after the same step:
+    they agree every ten steps, or every three seconds where that is sooner, but not within a step.
+
+    Attributes:
+        stopped: whether the run ends for the signal.
+        due: whether all that belongs to its last step is done but for the checkpoint.
+        saved: whether the checkpoint is written.
     """
 
     def __init__(self) -> None:
-        self._asked = self._stopped = False
+        self._asked = self.stopped = self.due = self.saved = False
         self._agreed, self._next, self._since = 0, 1, 0.0
 
     @contextmanager
@@ -202,7 +198,7 @@ class SaveOnSigterm(TrainerCallback):
         Raises:
             SystemExit: if the signal cut the training short, which then has its checkpoint.
         """
-        self._asked = self._stopped = False
+        self._asked = self.stopped = self.due = self.saved = False
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -212,7 +208,7 @@ class SaveOnSigterm(TrainerCallback):
         finally:
             # None is a handler that was not set from Python, and can't be from there.
             signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
-        if self._stopped:
+        if self.stopped:
             raise SystemExit(EXIT_STATUS)
         if self._asked:
             # After the last step there was none left to stop at.
@@ -230,9 +226,21 @@ class SaveOnSigterm(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Save and stop, if the signal came."""
+        """Stop, if the signal came."""
         if self._asked if args.world_size == 1 else self._all_asked(args, state.global_step):
-            control.should_save = control.should_training_stop = self._stopped = True
+            last = float(state.epoch).is_integer() or control.should_epoch_stop or control.should_training_stop
+            self.due = not last
+            control.should_training_stop = self.stopped = True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Let what is done at the end of an epoch be done first, where this is one."""
+        self.due = self.stopped
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Note that the checkpoint is written."""
+        self.saved = self.stopped
 
     def _all_asked(self, args: TrainingArguments, step: int) -> bool:
         """Check whether the signal came to any process, and agree on when to check next, by the slowest one."""
@@ -250,9 +258,10 @@ class SaveOnSigterm(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Log where it stopped."""
-        if self._stopped and state.is_world_process_zero:
+        if self.saved and state.is_world_process_zero:
             logger.warning(
-                "SIGTERM: stopped after step %d, whose checkpoint is in %s. Go on with resume_from_checkpoint=True.",
+                "SIGTERM: stopped after step %d, whose checkpoint is in %s: %s.",
                 state.global_step,
                 args.output_dir,
+                how_to_go_on(str(args.output_dir)),
             )

@@ -35,6 +35,7 @@ class LossAccumulator:
     def restart(self) -> None:
         """Forget everything, before a training; a resumed one starts at a step that is not known yet."""
         self._total.zero_()
+        self._added: set[str] = set()
         self._since: int | None = None
         self._step = 0
         self._clear()
@@ -54,11 +55,13 @@ class LossAccumulator:
     def add(self, parts: Tensor, rows: list[int] | None) -> None:
         """Note the parts of a micro-batch, `(parts,)` or fewer of the first, and the numbers of its rows."""
         self._total[: len(parts)] += parts
+        self._added.update(self.names[: len(parts)])
         self._batches.append((self._step, parts, rows))
 
     def add_last(self, part: Tensor | float) -> None:
         """Add to the last part, outside of any micro-batch."""
         self._total[-1] += part
+        self._added.add(self.names[-1])
 
     def add_norm(self, norm: Tensor) -> None:
         """Note the norm of an optimizer step's gradients, the same on all processes."""
@@ -71,7 +74,7 @@ class LossAccumulator:
             step: how many optimizer steps are done.
 
         Returns:
-            The means by name; none where no step was done.
+            The means by name, of those parts that anything was added to; none where no step was done.
 
         Raises:
             FloatingPointError: as `check` does.
@@ -80,7 +83,9 @@ class LossAccumulator:
         if steps <= 0:
             return {}
         means = {name: part / steps for name, part in zip(self.names, self.check(), strict=True)}
+        means = {name: mean for name, mean in means.items() if name in self._added}
         self._total.zero_()
+        self._added = set()
         self._since = step
         return means
 

@@ -23,7 +23,7 @@ from nlpkd.hub.saving import model_update
 from nlpkd.models.structure import as_student, matching_tokenizer
 from nlpkd.training.batches.loaders import row_lengths, sampled_loader, training_loader, unsized_loader
 from nlpkd.training.batches.samplers import micro_batches
-from nlpkd.training.best import tell_no_number, tell_none_chosen
+from nlpkd.training.best import refuse_lost, tell_no_number, tell_none_chosen
 from nlpkd.training.checkpoints import (
     has_optimizer,
     rotate_checkpoints,
@@ -43,8 +43,8 @@ from nlpkd.training.resuming import (
     resolve_resume_checkpoint,
     restore_callbacks,
     stopped_early,
+    tell_shortened_epochs,
 )
-from nlpkd.utils.files import refuse_damaged
 from nlpkd.utils.locks import only_writer
 
 logger = logging.getLogger(__name__)
@@ -207,22 +207,32 @@ class ResumableTrainer(Trainer):
             self._step_rows = self._flop_per_token = None
             self.losses.restart()
             with self.prepared(), explain_out_of_memory(args), explain_lost_process(args), explain_ctrl_c(args):
-                with self._interruption.listening(), self._rotating_own_checkpoints(run_dir):
+                with self._interruption.listening(), self._in_own_ways(run_dir):
                     output = super().train(checkpoint, trial, *arguments, **options)
             tell_none_chosen(args, self.state)
             return output
 
     @contextmanager
-    def _rotating_own_checkpoints(self, run_dir: Path) -> Iterator[None]:
-        """Keep `Trainer` from rotating, which deletes every folder whose name begins with "checkpoint-"."""
-        self._save_total_limit, self.args.save_total_limit = self.args.save_total_limit, None
+    def _in_own_ways(self, run_dir: Path) -> Iterator[None]:
+        """Keep `Trainer` from rotating folders that are not its own, and from evaluating where a run is resumed."""
+        args, on_start = self.args, self.args.eval_on_start
+        self._save_total_limit, args.save_total_limit = args.save_total_limit, None
+        args.eval_on_start = on_start and self.resumed_checkpoint is None
         try:
             yield
-            best = self.state.best_model_checkpoint
-            if self.args.should_save and best is not None and self._save_total_limit == 1:
+            best, finished = self.state.best_model_checkpoint, not self._interruption.stopped
+            if args.should_save and best is not None and self._save_total_limit == 1 and finished:
                 rotate_checkpoints(run_dir, self.run_record, 1, best=best)
         finally:
-            self.args.save_total_limit = self._save_total_limit
+            args.save_total_limit, args.eval_on_start = self._save_total_limit, on_start
+
+    def _init_training_state(self, max_steps: int, steps_an_epoch: int, *arguments: Any) -> Any:
+        trained = super()._init_training_state(max_steps, steps_an_epoch, *arguments)
+        # A checkpoint has the settings of the run that wrote it.
+        self.state.compute_steps(self.args, max_steps)
+        self.state.train_batch_size = self._train_batch_size
+        tell_shortened_epochs(self.state, steps_an_epoch, self.train_dataset)
+        return trained
 
     def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]
         # Without it a finished run whose last step is within an epoch would take one more when it is resumed.
@@ -262,6 +272,19 @@ class ResumableTrainer(Trainer):
 
     # Checkpoints
 
+    def _maybe_log_save_evaluate(
+        self, tr_loss: Tensor, grad_norm: Any, model: nn.Module, trial: Any, *arguments: Any, **options: Any
+    ) -> None:
+        stop = self._interruption
+        if stop.saved:
+            return
+        # What SIGTERM stops is saved once, by nobody else, when all is done that belongs to its last step.
+        self.control.should_save &= not stop.stopped
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *arguments, **options)
+        if stop.due:
+            self._save_checkpoint(model, trial)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.losses.check()
         args, run_dir = self.args, Path(self._get_output_dir(trial=trial))
@@ -299,7 +322,8 @@ class ResumableTrainer(Trainer):
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         tell_no_number(self.args, self.state, metrics)
-        return super()._determine_best_metric(metrics, trial)
+        # By what it returns `Trainer` saves, for save_strategy="best" alone.
+        return super()._determine_best_metric(metrics, trial) and not self._interruption.stopped
 
     def _load_callback_state(self) -> None:
         """Restore what callbacks keep; by `Trainer`, which takes their settings too, where that is asked for."""
@@ -313,7 +337,7 @@ class ResumableTrainer(Trainer):
         state.stateful_callbacks = TrainerState(stateful_callbacks=kept).stateful_callbacks
 
     def _load_best_model(self) -> None:
-        refuse_damaged(Path(str(self.state.best_model_checkpoint)))
+        refuse_lost(Path(str(self.state.best_model_checkpoint)))
         super()._load_best_model()
 
     # Hub

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import EarlyStoppingCallback, TrainerControl, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import has_length
 
 from nlpkd.config import DistillationConfig
 from nlpkd.evaluation.figures.reading import as_type
@@ -274,6 +275,28 @@ def restore_callbacks(callbacks: Sequence[Any], kept: Mapping[str, Any]) -> None
 def _states_of(name: str, kept: Mapping[str, Any]) -> list[Any]:
     found = kept.get(name, [])
     return found if isinstance(found, list) else [found]
+
+
+def tell_shortened_epochs(state: TrainerState, steps_an_epoch: int, rows: Any) -> None:
+    """Tell that epochs of a resumed run were cut short, since `Trainer` tells the epoch by the number of steps.
+
+    Args:
+        state: as the checkpoint has it.
+        steps_an_epoch: optimizer steps of a full epoch.
+        rows: of the training; epochs of a stream have no length of their own.
+    """
+    if not has_length(rows):
+        return
+    # Within an epoch whose last step has fewer micro-batches the two differ too, by less than a step.
+    missing = state.epoch * steps_an_epoch - state.global_step
+    if missing > 1 - 1e-6 and PartialState().is_main_process:
+        logger.warning(
+            "The checkpoint is of epoch %.2f after %d steps, and an epoch has %d: epochs were ended early, as by a "
+            "callback's should_epoch_stop. The resumed run takes them for whole ones: from here on it is another run.",
+            state.epoch,
+            state.global_step,
+            steps_an_epoch,
+        )
 
 
 def stopped_early(callbacks: Sequence[Any]) -> bool:

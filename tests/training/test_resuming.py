@@ -9,11 +9,12 @@ import shutil
 import pytest
 import torch
 from samples import QUIET, raw_rows, tiny_bert
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from nlpkd import DistillationConfig, DistillationTrainer, load_text_classification
 from nlpkd.objectives import HiddenStateMSELoss
+from nlpkd.training.resuming import tell_shortened_epochs
 from nlpkd.utils.files import write_checksums
 
 
@@ -52,6 +53,15 @@ def test_a_checkpoint_takes_the_place_of_the_start_where_it_is_named_or_the_star
     with caplog.at_level(logging.WARNING):
         run(2, same_start).train(resume_from_checkpoint=asked)
     assert "The student starts from other weights, which are not used" in caplog.text
+
+
+@pytest.mark.parametrize("written", ["run/checkpoint-1", "./run/checkpoint-1", "link/checkpoint-1"])
+def test_a_checkpoint_that_is_named_is_not_set_aside_however_it_is_written(run, written, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("run")
+    again = run(2, True)
+    again.train(resume_from_checkpoint=written)
+    assert again.state.global_step == 2 and (tmp_path / "run" / "checkpoint-1").is_dir()
 
 
 def _texts(make_rows, tokenizer, tmp_path, kind):
@@ -316,3 +326,69 @@ def test_callbacks_that_one_of_both_runs_has_alone_are_named(stopping, caplog):
     assert "has no state of Kept, which begins anew" in caplog.text
     assert other.state.global_step == 10 and kept.steps == 8
     assert set(other.state.stateful_callbacks) == {"Kept", "TrainerControl"}
+
+
+def _taken(trainer, key):
+    """Steps after which something was logged."""
+    return [entry["step"] for entry in trainer.state.log_history if key in entry]
+
+
+@pytest.mark.parametrize("often", [1, 0.5])
+@pytest.mark.parametrize("first", [2, 0.5])
+def test_a_resumed_run_logs_evaluates_and_saves_when_it_says(first, often, settings, make_rows, tokenizer, tmp_path):
+    """As a run that begins with them does, from the checkpoint on."""
+
+    def train(folder, length, every, **config):
+        times = {f"{kind}_steps": every for kind in ("logging", "eval", "save")}
+        args = settings(
+            output_dir=str(tmp_path / folder), max_steps=length, eval_strategy="steps", save_strategy="steps",
+            **times, **config,
+        )  # fmt: skip
+        rows = make_rows(16), make_rows(8, 1)
+        trainer = DistillationTrainer(tiny_bert(1, hidden=8), None, args, None, *rows, processing_class=tokenizer)
+        trainer.train(resume_from_checkpoint=bool(config))
+        return trainer
+
+    train("run", 4, first)
+    resumed = train("run", 8, often, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    straight = train("straight", 8, often)
+    for key in ("loss", "eval_loss"):
+        after = [step for step in _taken(straight, key) if step > 4]
+        assert [step for step in _taken(resumed, key) if step > 4] == after and after
+    saved = [int(path.name[11:]) for path in (tmp_path / "run").glob("checkpoint-*")]
+    assert sorted(step for step in saved if step > 4) == after
+    assert resumed.state.train_batch_size == 4
+
+
+class _Shorten(TrainerCallback):
+    """Ends the first epoch after some steps."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_epoch_stop = state.global_step == self.steps
+
+
+@pytest.mark.parametrize(("steps", "told"), [(1, True), (2, True), (3, False), (None, False)])
+def test_epochs_that_were_ended_early_are_told_of_when_a_run_is_resumed(
+    steps, told, settings, make_rows, tokenizer, caplog
+):
+    """Epochs have three steps, the last one of a single micro-batch, and each step leaves a checkpoint."""
+    args = settings(
+        num_train_epochs=3, save_strategy="steps", save_steps=1, per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
+    )  # fmt: skip
+    trainer = DistillationTrainer(
+        tiny_bert(1, hidden=8), None, args, None, make_rows(18), processing_class=tokenizer,
+        callbacks=[_Shorten(steps)],
+    )  # fmt: skip
+    trainer.train()
+    for step in range(1, trainer.state.global_step + 1):
+        caplog.clear()
+        state = TrainerState.load_from_json(f"{args.output_dir}/checkpoint-{step}/trainer_state.json")
+        tell_shortened_epochs(state, 3, trainer.train_dataset)
+        assert ("epochs were ended early" in caplog.text) == (told and step > steps)
+    caplog.clear()
+    trainer.train(resume_from_checkpoint=True)
+    assert ("epochs were ended early" in caplog.text) == told
