@@ -68,7 +68,8 @@ class AnswerFile:
         lines = self.path.read_bytes().split(b"\n")[:-1]
         with explain_damage(self.path, "delete it, and all texts are asked about again; or give another output"):
             owner, *found = map(json.loads, lines) if lines else [self.owner]
-            differ = differences(_flat(owner), _flat(self.owner), "the file")
+            told = owner | {"teacher": self.teacher.as_described_now(owner["teacher"])}
+            differ = differences(_flat(told), _flat(self.owner), "the file")
             answers = {} if differ else read_answer_lines(found)
             check_answers(list(answers.values()), self.teacher)
         if differ:

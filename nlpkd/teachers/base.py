@@ -69,9 +69,18 @@ def as_count(told: Any) -> int | None:
     if are_numbers(told) and 0 <= told <= _MOST_TOKENS and told == int(told):
         return int(told)
     if told is not None:
-        with _SAYING:
-            _say_once("A teacher counts tokens with what is no number of tokens: what it takes counts as unknown.")
+        say_once("A teacher counts tokens with what is no number of tokens: what it takes counts as unknown.")
     return None
+
+
+def say_once(message: str) -> None:
+    """Warn, and never again with this message.
+
+    Args:
+        message: what is said.
+    """
+    with _SAYING:
+        _say_once(message)
 
 
 @cache
@@ -190,6 +199,10 @@ class LabelingTeacher(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return all that the answers depend on, as JSON: `name`, `question`, and settings."""
+
+    def as_described_now(self, described: dict[str, Any]) -> dict[str, Any]:
+        """Return what an earlier version told of a teacher as `describe` would tell it; other teachers as they are."""
+        return described
 
 
 class CuttingTeacher(LabelingTeacher):

@@ -17,7 +17,15 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from nlpkd.data.columns import texts_again
-from nlpkd.teachers.base import LETTERS_PER_TOKEN, Answers, LabelingTeacher, as_count, as_probabilities, read_words
+from nlpkd.teachers.base import (
+    LETTERS_PER_TOKEN,
+    Answers,
+    LabelingTeacher,
+    as_count,
+    as_probabilities,
+    read_words,
+    say_once,
+)
 from nlpkd.utils.field_types import check_counts, plain_arguments
 from nlpkd.utils.files import ODD_CONTENT
 from nlpkd.utils.http import REFUSALS, NoReply, check_requests
@@ -46,9 +54,10 @@ class ChatTeacher(LabelingTeacher):
     Each letter's probability is read from the log-probabilities of the first token, and divided by their sum over the
     options. Where the server gives none, `votes` answers are drawn, and a class's probability is its share of them.
     Where less than half of an answer, or of the votes, names a class, that is an error.
-    Models prefer some places of a list: the options are asked in `orders` orders, drawn from the text, and the
-    probabilities averaged. Needs the `openai` client (the extra `teachers`), which waits after 429
-    (Retry-After) and 5xx, and tries again. A redirection is an error, since what is asked is for this server alone.
+    Models prefer some places of a list: the options are given in `orders` orders that differ, drawn from the text, and
+    the probabilities averaged. How often an option is at a place differs by one at most, and with as many orders as
+    classes not at all. Needs the `openai` client (the extra `teachers`), which waits after 429 (Retry-After) and 5xx,
+    and tries again. A redirection is an error, since what is asked is for this server alone.
 
     Args:
         model: the name that the server has for it.
@@ -58,7 +67,9 @@ class ChatTeacher(LabelingTeacher):
             OpenAI's where there is none.
         api_key: of the server. If None, the environment's `OPENAI_API_KEY` where the server is OpenAI's or the
             environment's, and none for any other server.
-        orders: in how many orders the options are given, each a request.
+        orders: in how many orders the options are given, each a request. No more than there are (2 of 2 classes, 6 of
+            3), since the same request gets the same probabilities again; but with `votes`, which are drawn anew, they
+            come again.
         votes: draw so many answers of each order in place of log-probabilities.
         concurrency: texts that are asked about at the same time.
         timeout_s: seconds to wait for an answer.
@@ -101,10 +112,10 @@ class ChatTeacher(LabelingTeacher):
         self.question = question
         described = classes.values() if isinstance(classes, Mapping) else [None] * len(self.classes)
         self.options = [_option(name, words) for name, words in zip(self.classes, described, strict=True)]
-        self.orders = orders
         self.votes = votes
+        self.orders = self._most(orders)
         self.concurrency = concurrency
-        self.rows_per_call, self.requests_per_call = 1, orders
+        self.rows_per_call, self.requests_per_call = 1, self.orders
         self._limit = _LIMIT
         # Answers that were paid for, by text and order, until the text has all of them.
         self._kept: dict[tuple[str, int], tuple[np.ndarray, list[int | None]]] = {}
@@ -133,13 +144,36 @@ class ChatTeacher(LabelingTeacher):
     def describe(self) -> dict[str, Any]:
         """Return model, question and server, and how it is asked."""
         question = {"instructions": self.question, "options": self.options}
-        told = {
+        told: dict[str, Any] = {
             "name": self.model, "question": question, "base_url": without_tokens(self.base_url or "") or None,
             "orders": self.orders, "votes": self.votes,
         }  # fmt: skip
+        if self.orders > 1:
+            told["places"] = "balanced"
         # Earlier versions asked with the alphabet, which differs from I on.
         letters = _LETTERS[: len(self.classes)]
         return told if string.ascii_uppercase.startswith(letters) else told | {"letters": letters}
+
+    def as_described_now(self, described: dict[str, Any]) -> dict[str, Any]:
+        """Take answers of earlier versions to the same question; see `LabelingTeacher.as_described_now`.
+
+        They drew each order by itself, and asked in some of them more than once.
+        """
+        orders = described.get("orders", 1)
+        if "places" in described or orders == 1:
+            return described
+        now = described | {"places": "balanced", "orders": self._most(orders)}
+        if now == self.describe():
+            say_once(
+                f"Answers of {self._named} were kept by an earlier version of nlpkd, which asked about some texts in "
+                "one order more than once: these answers lean to places of the list. They are taken, since the "
+                "question is the same. To ask again, delete their file, or give another output."
+            )
+        return now
+
+    def _most(self, orders: int) -> int:
+        """Return in how many of so many orders something new is asked."""
+        return orders if self.votes is not None else min(orders, math.factorial(len(self.classes)))
 
     @property
     def _named(self) -> str:
@@ -159,12 +193,9 @@ class ChatTeacher(LabelingTeacher):
 
     def _ask(self, text: str) -> tuple[list[float], int | None, int | None]:
         """Return the mean over the orders of each class's probability, and the tokens, None where none are told."""
-        # The same text is asked in the same orders: an answer can be asked for again.
-        generator = random.Random(hashlib.sha256(text.encode()).digest())
         total = np.zeros(len(self.classes))
         tokens: list[list[int | None]] = []
-        for number in range(self.orders):
-            order = generator.sample(range(len(self.classes)), len(self.classes))
+        for number, order in enumerate(orders_of(text, len(self.classes), self.orders)):
             letters = _LETTERS[: len(order)]
             options = "\n".join(f"{letter}. {self.options[k]}" for letter, k in zip(letters, order, strict=True))
             prompt = _PROMPT.format(
@@ -244,6 +275,36 @@ class ChatTeacher(LabelingTeacher):
                 reason += ". No key was sent, since OPENAI_API_KEY is for OpenAI alone: give api_key"
             kind = ValueError if status in REFUSALS else NoReply
             raise kind(f"{self._named} gives no answer: {without_tokens(reason, self._api_key)}") from None
+
+
+def orders_of(text: str, options: int, count: int) -> list[list[int]]:
+    """Draw the orders in which options are given beside a text, the same ones each time.
+
+    Args:
+        text: the text.
+        options: how many there are.
+        count: of the orders.
+
+    Returns:
+        Orders that differ, as long as there are any; then they come again. How often an option is at a place differs
+        by one at most.
+    """
+    generator = random.Random(hashlib.sha256(text.encode()).digest())
+    found: list[list[int]] = []
+    circles: set[tuple[int, ...]] = set()
+    while len(found) < count:
+        order = generator.sample(range(options), options)
+        start = order.index(0)
+        circle = tuple(order[start:] + order[:start])
+        if circle in circles:
+            continue
+        circles.add(circle)
+        if len(circles) == math.factorial(options - 1):
+            circles.clear()
+        # In all turns of a circle each option is at each place once.
+        turns = [0, *generator.sample(range(1, options), options - 1)]
+        found += [order[turn:] + order[:turn] for turn in turns]
+    return found[:count]
 
 
 def _option(name: str, words: Any) -> str:

@@ -4,12 +4,17 @@ import json
 import math
 import random
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
 from label_server import LabelServer, broken, odd_versions, too_many
 
-from nlpkd.teachers import ChatTeacher
+from nlpkd.labelling.answer import key_of
+from nlpkd.labelling.answers import AnswerFile
+from nlpkd.teachers import ChatTeacher, FunctionTeacher
+from nlpkd.teachers.base import _say_once
+from nlpkd.teachers.chat import orders_of
 
 CLASSES = {"sport": "games", "business": "money", "art": "pictures"}
 
@@ -40,13 +45,82 @@ def biased(request):
     return reply([choice("A", {f" {k}": weights[v] + 0.3 * (k == "A") for k, v in letters.items()} | {"The": 0.1})])
 
 
-def test_log_probabilities_are_read_by_letter_and_averaged_over_orders():
+@pytest.mark.parametrize("orders", [3, 6])
+def test_log_probabilities_are_read_by_letter_and_averaged_over_orders_which_leaves_no_bias_of_place(orders):
+    texts = [f"text {number}" for number in range(5)]
     with LabelServer(biased) as server:
-        teacher = ChatTeacher("m", "About what?", CLASSES, base_url=server.url, api_key="k", orders=60)
-        found = teacher.probabilities(["a text"])
-    # On average each class stands at A a third of the time.
-    np.testing.assert_allclose(found[0], [0.5 / 0.9, 0.2 / 0.9, 0.2 / 0.9], atol=0.06)
-    assert len(server.times) == 60
+        teacher = ChatTeacher("m", "About what?", CLASSES, base_url=server.url, api_key="k", orders=orders)
+        found = teacher.probabilities(texts)
+    # Each class stands at A a third of the time.
+    np.testing.assert_allclose(found, [[0.5 / 0.9, 0.2 / 0.9, 0.2 / 0.9]] * len(texts), atol=1e-6)
+    assert len(server.times) == orders * len(texts)
+
+
+@pytest.mark.parametrize("options", [2, 3, 4, 5, 25])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 24, 50, 125])
+def test_orders_differ_as_long_as_there_are_any_and_an_option_is_at_each_place_equally_often(options, count):
+    for text in ("a", "b", "ü", "d", "e"):
+        orders = orders_of(text, options, count)
+        assert orders == orders_of(text, options, count)
+        assert all(sorted(order) == list(range(options)) for order in orders) and len(orders) == count
+        assert len(set(map(tuple, orders))) == min(count, math.factorial(options))
+        for option in range(options):
+            at = Counter(order.index(option) for order in orders)
+            assert {at[place] for place in range(options)} <= {count // options, -(-count // options)}
+
+
+@pytest.mark.parametrize("votes", [None, 1])
+@pytest.mark.parametrize(("options", "orders"), [(2, 1), (2, 2), (2, 3), (3, 8), (8, 2)])
+def test_no_request_is_sent_twice_but_for_votes_which_are_drawn_anew(options, orders, votes):
+    bodies = []
+
+    def answer(request):
+        bodies.append(json.dumps(request, sort_keys=True))
+        return reply([choice("A", {"A": 1.0})])
+
+    texts = [f"text {number}" for number in range(8)]
+    with LabelServer(answer) as server:
+        names = [f"class {number}" for number in range(options)]
+        teacher = ChatTeacher("m", "?", names, base_url=server.url, orders=orders, votes=votes)
+        teacher.answer(texts)
+    different = min(orders, math.factorial(options))
+    asked = orders if votes else different
+    assert len(bodies) == asked * len(texts) == teacher.requests_per_call * len(texts)
+    assert len(set(bodies)) == different * len(texts)
+    assert set(Counter(bodies).values()) <= {asked // different, -(-asked // different)}
+    assert teacher.expected_tokens("a")[1] == asked
+
+
+def as_earlier(teacher, orders):
+    """What an earlier version told of a teacher."""
+    told = teacher.describe() | {"orders": orders}
+    return {name: value for name, value in told.items() if name != "places"}
+
+
+@pytest.mark.parametrize(("orders", "told"), [(1, 1), (2, 2), (2, 4), (4, 4)])
+def test_answers_of_an_earlier_version_to_the_same_question_are_taken_and_it_is_said(tmp_path, caplog, orders, told):
+    def teacher(question="?", orders=orders):
+        return ChatTeacher("m", question, ["a", "b"], base_url="http://localhost:1", orders=orders)
+
+    _say_once.cache_clear()
+    path = tmp_path / "answers.jsonl"
+    owner = {"classes": ["a", "b"], "teacher": as_earlier(teacher(), told)}
+    path.write_text(f'{json.dumps(owner)}\n{json.dumps([key_of("text"), [0.25, 0.75], 9, 2])}\n')
+    kept = AnswerFile(path, teacher())
+    assert [kept.ask(["text"])[0].probabilities for _ in range(2)] == [[0.25, 0.75]] * 2 and kept.requests == 0
+    assert caplog.text.count("in one order more than once") == (orders > 1)
+    caplog.clear()
+    others = [teacher("another?"), *([teacher(orders=3 - orders)] if orders < 3 else [])]
+    for other in [*others, FunctionTeacher(len, ["a", "b"])]:
+        with pytest.raises(ValueError, match="another teacher or question"):
+            AnswerFile(path, other).read()
+    assert not caplog.text
+
+
+def test_answers_of_another_kind_of_teacher_are_told_from_those_of_an_earlier_version(tmp_path):
+    AnswerFile(tmp_path / "a", FunctionTeacher(lambda texts: [[1, 0]] * len(texts), ["a", "b"])).ask(["text"])
+    with pytest.raises(ValueError, match="another teacher or question"):
+        AnswerFile(tmp_path / "a", ChatTeacher("m", "?", ["a", "b"])).read()
 
 
 def test_votes_are_shares_of_the_answers():
