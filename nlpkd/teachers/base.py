@@ -7,7 +7,6 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 _MOST_TOKENS = 10**9
 
-_SAYING = threading.Lock()
+_SAYING, _SAID = threading.Lock(), set[str]()
 
 ROWS_PER_CALL = 32
 """How many texts a function gets at once: few enough that little is lost where it fails and was paid for."""
@@ -74,18 +73,11 @@ def as_count(told: Any) -> int | None:
 
 
 def say_once(message: str) -> None:
-    """Warn, and never again with this message.
-
-    Args:
-        message: what is said.
-    """
+    """Warn, and never again with the same message."""
     with _SAYING:
-        _say_once(message)
-
-
-@cache
-def _say_once(message: str) -> None:
-    logger.warning(message)
+        if message not in _SAID:
+            _SAID.add(message)
+            logger.warning(message)
 
 
 def tell_cut(cut: int, texts: int, most_tokens: int | None) -> None:

@@ -15,7 +15,7 @@ from processes import server as process_server
 
 from nlpkd.labelling.answers import AnswerFile
 from nlpkd.teachers import DecisionTeacher, FunctionTeacher
-from nlpkd.teachers.base import Answers, _say_once
+from nlpkd.teachers.base import _SAID, Answers
 
 QUESTION = {"type": "choice", "instructions": "About what?", "criteria": {"sport": None, "art": None}}
 
@@ -85,7 +85,7 @@ def test_whatever_a_server_counts_its_answer_is_kept_and_taken_again(tmp_path, t
 
 
 def test_odd_counts_of_a_server_are_said_once(tmp_path, caplog):
-    _say_once.cache_clear()
+    _SAID.clear()
     texts = [f"text {n}" for n in range(32)]
     with LabelServer(lambda request: right_answer(request) | {"usage": {"input_tokens": -1}}) as server:
         AnswerFile(tmp_path / "answers", DecisionTeacher("m", QUESTION, base_url=server.url)).ask(texts)

@@ -13,7 +13,7 @@ from label_server import LabelServer, broken, odd_versions, too_many
 from nlpkd.labelling.answer import key_of
 from nlpkd.labelling.answers import AnswerFile
 from nlpkd.teachers import ChatTeacher, FunctionTeacher
-from nlpkd.teachers.base import _say_once
+from nlpkd.teachers.base import _SAID
 from nlpkd.teachers.chat import orders_of
 
 CLASSES = {"sport": "games", "business": "money", "art": "pictures"}
@@ -102,10 +102,10 @@ def test_answers_of_an_earlier_version_to_the_same_question_are_taken_and_it_is_
     def teacher(question="?", orders=orders):
         return ChatTeacher("m", question, ["a", "b"], base_url="http://localhost:1", orders=orders)
 
-    _say_once.cache_clear()
+    _SAID.clear()
     path = tmp_path / "answers.jsonl"
     owner = {"classes": ["a", "b"], "teacher": as_earlier(teacher(), told)}
-    path.write_text(f'{json.dumps(owner)}\n{json.dumps([key_of("text"), [0.25, 0.75], 9, 2])}\n')
+    path.write_text(f"{json.dumps(owner)}\n{json.dumps([key_of('text'), [0.25, 0.75], 9, 2])}\n")
     kept = AnswerFile(path, teacher())
     assert [kept.ask(["text"])[0].probabilities for _ in range(2)] == [[0.25, 0.75]] * 2 and kept.requests == 0
     assert caplog.text.count("in one order more than once") == (orders > 1)
