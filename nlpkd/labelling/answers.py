@@ -130,7 +130,8 @@ class AnswerFile:
         """Answer all texts: with what is there, and else by asking, each text once.
 
         What the teacher does not answer, or with no distribution, is kept as a refusal, and told at the end. The next
-        run asks about it once more, and later ones do not.
+        run asks about it once more, and later ones do not, unless it was no matter of the text: a server that is away
+        or serves nobody now.
 
         Args:
             texts: the texts.
@@ -155,25 +156,28 @@ class AnswerFile:
             with self._locked():
                 known = self.read()
                 self._ask_for_missing(self._open(texts, known, once_more), called, known, limits)
-        self._tell_refusals({text: why for text in called if (why := known[key_of(text)].refusal)}, called)
+        self._tell_refusals({text: why for text in called if (why := known[key_of(text)]).refusal}, called)
         return [known[key_of(text)] for text in texts]
 
-    def _tell_refusals(self, refused: Mapping[str, str], called: Mapping[str, str]) -> None:
+    def _tell_refusals(self, refused: Mapping[str, Answer], called: Mapping[str, str]) -> None:
         """Tell which texts have no answer; it is an error where none has one."""
         if not refused:
             return
         if len(refused) == len(called):
-            text, reason = next(iter(refused.items()))
+            text, why = next(iter(refused.items()))
             kept = (
                 "" if self.path is None else f"; to ask again, delete their lines, those with null, from {self.path}"
             )
             raise NoneAnswered(
-                f"{called[text]} ({text!r:.80}): {reason}. The teacher answers none of {len(refused)} texts{kept}"
+                f"{called[text]} ({text!r:.80}): {why.refusal}. The teacher answers none of {len(refused)} texts{kept}"
             )
-        told = "; ".join([f"{called[text]} ({reason})" for text, reason in refused.items()][:_MOST_TOLD])
+        told = "; ".join([f"{called[text]} ({why.refusal})" for text, why in refused.items()][:_MOST_TOLD])
         more = " ..." if len(refused) > _MOST_TOLD else ""
-        later = "At most one further run asks about them, unless their lines, those with null, are deleted from"
-        kept = "" if self.path is None else f" {later} {self.path}."
+        given_up = sum(why.refused_twice for why in refused.values())
+        later = f"The next run asks again about {len(refused) - given_up} of them"
+        if given_up:
+            later += f", and about {given_up} none does, unless their lines, those with null, are deleted"
+        kept = "" if self.path is None else f" {later} (answers: {self.path})."
         logger.warning(
             "The teacher did not answer %d texts, which are left out: %s%s.%s", len(refused), told, more, kept
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import math
 import os
 import random
@@ -28,7 +29,7 @@ from nlpkd.teachers.base import (
 )
 from nlpkd.utils.field_types import check_counts, plain_arguments
 from nlpkd.utils.files import ODD_CONTENT
-from nlpkd.utils.http import REFUSALS, NoReply, check_requests
+from nlpkd.utils.http import MayPass, NoReply, NotServing, check_requests, failure_of, status_in, try_often
 from nlpkd.utils.packages import require
 from nlpkd.utils.provenance import without_tokens
 
@@ -56,8 +57,8 @@ class ChatTeacher(LabelingTeacher):
     Where less than half of an answer, or of the votes, names a class, that is an error.
     Models prefer some places of a list: the options are given in `orders` orders that differ, drawn from the text, and
     the probabilities averaged. How often an option is at a place differs by one at most, and with as many orders as
-    classes not at all. Needs the `openai` client (the extra `teachers`), which waits after 429 (Retry-After) and 5xx,
-    and tries again. A redirection is an error, since what is asked is for this server alone.
+    classes not at all. Needs the `openai` client (the extra `teachers`). A request is tried again as
+    `nlpkd.utils.http.JSONClient` does. A redirection is an error, since what is asked is for this server alone.
 
     Args:
         model: the name that the server has for it.
@@ -119,7 +120,7 @@ class ChatTeacher(LabelingTeacher):
         self._limit = _LIMIT
         # Answers that were paid for, by text and order, until the text has all of them.
         self._kept: dict[tuple[str, int], tuple[np.ndarray, list[int | None]]] = {}
-        self._settings = {"timeout": timeout_s, "max_retries": max_retries}
+        self._timeout_s, self._max_retries = timeout_s, max_retries
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Ask about each text; see `LabelingTeacher.probabilities`."""
@@ -188,7 +189,12 @@ class ChatTeacher(LabelingTeacher):
         # The client wants a key where a server wants none.
         key = self._api_key if self._is_own else self._api_key or "none"
         return openai.OpenAI(
-            base_url=self.base_url, api_key=key, http_client=http, default_headers=named, **self._settings
+            base_url=self.base_url,
+            api_key=key,
+            http_client=http,
+            default_headers=named,
+            timeout=self._timeout_s,
+            max_retries=0,
         )
 
     def _ask(self, text: str) -> tuple[list[float], int | None, int | None]:
@@ -212,16 +218,12 @@ class ChatTeacher(LabelingTeacher):
 
     def _shares(self, prompt: str, letters: str) -> tuple[np.ndarray, list[int | None]]:
         """Return each letter's share of the answer to a prompt, and the tokens that the server counts."""
-        reply = self._send(prompt)
+        reply = try_often(functools.partial(self._send, prompt), self._max_retries)
         try:
             found = _first_tokens(reply.choices[0]) if self.votes is None else _votes(reply.choices)
             told = [getattr(reply.usage, each, None) for each in ("prompt_tokens", "completion_tokens")]
         except ODD_CONTENT:
-            said = without_tokens(repr(reply), self._api_key)
-            raise ValueError(
-                f"{self._named} gives no chat completion: is base_url right, such as http://localhost:8000/v1? It "
-                f"answers {said:.200}"
-            ) from None
+            raise ValueError(self._no_completion(reply)) from None
         whole = 0.0 if found is None else sum(found.values())
         if found is None or (self.votes is None and not whole <= _MOST_PROBABILITY):
             raise ValueError(
@@ -244,8 +246,15 @@ class ChatTeacher(LabelingTeacher):
             )
         return weights / weights.sum(), [as_count(each) for each in told]
 
+    def _no_completion(self, said: Any) -> str:
+        """Say what stands in the place of an answer."""
+        return (
+            f"{self._named} gives no chat completion: is base_url right, such as http://localhost:8000/v1? It answers "
+            f"{without_tokens(repr(said), self._api_key):.200}"
+        )
+
     def _send(self, prompt: str) -> Any:
-        """Send a prompt, and return what the client reads in the answer."""
+        """Send a prompt once, and return what the client reads in the answer."""
         openai = require("openai", "teachers")
         asked: dict[str, Any] = {"model": self.model, "messages": [{"role": "user", "content": prompt}]}
         if self.votes is None:
@@ -256,25 +265,37 @@ class ChatTeacher(LabelingTeacher):
         try:
             create = functools.partial(self._client.chat.completions.create, **asked)
             try:
-                return create(**{limit: 1})
+                reply = create(**{limit: 1})
             except openai.BadRequestError as error:
                 # Models that think call the limit otherwise, and refuse the usual name.
                 if limit == _OTHER_LIMIT or _OTHER_LIMIT not in str(error):
                     raise
                 self._limit = _OTHER_LIMIT
-                return create(**{_OTHER_LIMIT: 1})
+                reply = create(**{_OTHER_LIMIT: 1})
         except (openai.OpenAIError, *ODD_CONTENT) as error:
-            reason, headers = (
-                f"{type(error).__name__}: {error}",
-                getattr(getattr(error, "response", None), "headers", {}),
-            )
-            if "location" in headers:
-                reason += f". It sends on to {headers['location']}, where nothing is sent"
-            status = getattr(error, "status_code", None)
-            if self._api_key is None and status in (401, 403):
-                reason += ". No key was sent, since OPENAI_API_KEY is for OpenAI alone: give api_key"
-            kind = ValueError if status in REFUSALS else NoReply
-            raise kind(f"{self._named} gives no answer: {without_tokens(reason, self._api_key)}") from None
+            raise self._failure(error) from None
+        if isinstance(reply, str):
+            # What is no JSON.
+            raise MayPass(self._no_completion(reply), NotServing)
+        if told := _error_in(reply):
+            raise failure_of(self._no_completion(told), status_in(told))
+        return reply
+
+    def _failure(self, error: Exception) -> Exception:
+        """Return what an error of the client is: of this request, of the server, or one that may pass."""
+        openai = require("openai", "teachers")
+        reason, headers = f"{type(error).__name__}: {error}", getattr(getattr(error, "response", None), "headers", {})
+        if "location" in headers:
+            reason += f". It sends on to {headers['location']}, where nothing is sent"
+        status = getattr(error, "status_code", None)
+        if self._api_key is None and status in (401, 403):
+            reason += ". No key was sent, since OPENAI_API_KEY is for OpenAI alone: give api_key"
+        reason = f"{self._named} gives no answer: {without_tokens(reason, self._api_key)}"
+        if isinstance(error, json.JSONDecodeError):
+            return MayPass(reason, NotServing)
+        if isinstance(error, (openai.APIConnectionError, openai.APIStatusError)):
+            return failure_of(reason, status, headers.get("retry-after"))
+        return NoReply(reason)
 
 
 def orders_of(text: str, options: int, count: int) -> list[list[int]]:
@@ -317,6 +338,12 @@ def _is_openai(url: Any) -> bool:
     """Check whether an address is one of OpenAI's own."""
     address = urlsplit(str(url))
     return address.scheme == "https" and f".{address.hostname}".endswith(".openai.com")
+
+
+def _error_in(reply: Any) -> Any:
+    """Return what a server says went wrong in an answer of status 200, or in its first choice; None if nothing did."""
+    choices = getattr(reply, "choices", None)
+    return getattr(choices[0] if choices and isinstance(choices, list) else reply, "error", None)
 
 
 def _first_tokens(choice: Any) -> dict[str, float] | None:

@@ -8,13 +8,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from label_server import LabelServer, broken, odd_versions, too_many
+from label_server import LabelServer, broken, cut_short, dropped, less_than_promised, odd_versions, too_many
 
 from nlpkd.labelling.answer import key_of
 from nlpkd.labelling.answers import AnswerFile
 from nlpkd.teachers import ChatTeacher, FunctionTeacher
 from nlpkd.teachers.base import _SAID
 from nlpkd.teachers.chat import orders_of
+from nlpkd.utils.http import NoReply
 
 CLASSES = {"sport": "games", "business": "money", "art": "pictures"}
 
@@ -140,6 +141,28 @@ def test_a_busy_server_is_asked_again():
     assert len(server.times) == 3 and server.times[1] - server.times[0] >= 1
 
 
+def page(kind, body):
+    return lambda server, handler: server.send(handler, 200, body, Content_Type=kind) or True
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        broken, dropped, cut_short, less_than_promised, page("text/html", b"<html>"), page("application/json", b""),
+        page("application/json", b'{"choices": ['), page("application/json", b'{"error": {"code": 502}}'),
+        page("application/json", b'{"choices": [{"error": {"code": 502}, "finish_reason": "error"}]}'),
+    ],
+)  # fmt: skip
+def test_a_servers_passing_fault_costs_a_second_try_alone(fault):
+    with LabelServer(biased, faults=(fault,)) as server:
+        teacher = ChatTeacher("m", "?", CLASSES, base_url=server.url, api_key="k", orders=1)
+        assert teacher.probabilities(["a"]).shape == (1, 3)
+        assert len(server.times) == 2
+        server.faults = [fault]
+        with pytest.raises(NoReply, match=r"m at http.* \(tries: 1\)"):
+            ChatTeacher("m", "?", CLASSES, base_url=server.url, orders=1, max_retries=0).probabilities(["a"])
+
+
 def test_orders_that_were_answered_are_not_asked_again_where_a_later_one_failed():
     def wait(server, handler):
         return False
@@ -227,10 +250,6 @@ def test_as_many_votes_as_were_asked_for_must_come_and_half_of_them_name_a_class
             with pytest.raises(ValueError, match=message):
                 teacher.probabilities(["a"])
         assert sorted(teacher.probabilities(["a"])[0]) == [0, 1]
-
-
-def page(kind, body):
-    return lambda server, handler: server.send(handler, 200, body, Content_Type=kind) or True
 
 
 def test_what_is_no_chat_completion_is_shown_with_the_address():
