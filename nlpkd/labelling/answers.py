@@ -14,7 +14,7 @@ from nlpkd.labelling.answer import Answer, check_answers, key_of, read_answer_li
 from nlpkd.labelling.asking import Asking
 from nlpkd.labelling.costs import LabelPlan, Prices, SpendingLimits
 from nlpkd.labelling.spending import Spending
-from nlpkd.teachers.base import LabelingTeacher, tell_cut
+from nlpkd.teachers.base import LabelingTeacher, say_once, tell_cut
 from nlpkd.utils.files import cut_torn_line, explain_damage
 from nlpkd.utils.full_disk import explain_full_disk
 from nlpkd.utils.links import open_no_link, refuse_links
@@ -68,8 +68,8 @@ class AnswerFile:
         lines = self.path.read_bytes().split(b"\n")[:-1]
         with explain_damage(self.path, "delete it, and all texts are asked about again; or give another output"):
             owner, *found = map(json.loads, lines) if lines else [self.owner]
-            told = owner | {"teacher": self.teacher.as_described_now(owner["teacher"])}
-            differ = differences(_flat(told), _flat(self.owner), "the file")
+            differ = differences(_flat(owner), _flat(self.owner), "the file")
+            of_earlier = self.teacher.way is not None and "way" not in owner
             answers = {} if differ else read_answer_lines(found)
             check_answers(list(answers.values()), self.teacher)
         if differ:
@@ -77,6 +77,12 @@ class AnswerFile:
                 f"{self.path} holds the answers of another teacher or question, or of other weights of the model, "
                 f"which earlier versions did not note (what differs: {'; '.join(differ):.600}): delete it, or give "
                 "another output"
+            )
+        if of_earlier and answers:
+            say_once(
+                f"{self.path} holds answers of an earlier version of nlpkd, which did not ask {self.teacher.way}. "
+                "They are taken, since the question is the same. To ask again, delete the file, or give another "
+                "output."
             )
         return answers
 
@@ -233,7 +239,8 @@ class AnswerFile:
         refuse_links(path.parent, path.name)
         file = open(path, "a+b", opener=open_no_link)  # noqa: SIM115
         if cut_torn_line(file) == 0:
-            file.write(json.dumps(self.owner).encode() + b"\n")
+            way = {} if self.teacher.way is None else {"way": self.teacher.way}
+            file.write(json.dumps(self.owner | way).encode() + b"\n")
             file.flush()
         return file
 

@@ -117,12 +117,15 @@ class LabelingTeacher(ABC):
         rows_per_call: how many texts `nlpkd.label` hands over at once, and keeps at once.
         concurrency: how many such calls may run at the same time.
         requests_per_call: how many requests, or forward passes, such a call makes.
+        way: how it asks, where earlier versions of nlpkd asked the same question in another way. Their answers are
+            taken, which is said; None where there was no other way.
     """
 
     problem_type: str = SINGLE_LABEL
     rows_per_call: int = 256
     concurrency: int = 1
     requests_per_call: int = 1
+    way: str | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -191,10 +194,6 @@ class LabelingTeacher(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return all that the answers depend on, as JSON: `name`, `question`, and settings."""
-
-    def as_described_now(self, described: dict[str, Any]) -> dict[str, Any]:
-        """Return what an earlier version told of a teacher as `describe` would tell it; other teachers as they are."""
-        return described
 
 
 class CuttingTeacher(LabelingTeacher):

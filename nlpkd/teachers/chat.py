@@ -25,7 +25,6 @@ from nlpkd.teachers.base import (
     as_count,
     as_probabilities,
     read_words,
-    say_once,
 )
 from nlpkd.utils.field_types import check_counts, plain_arguments
 from nlpkd.utils.files import ODD_CONTENT
@@ -45,6 +44,8 @@ _LEAST_SHARE = 0.5
 
 # Rounded ones sum to a little more than 1.
 _MOST_PROBABILITY = 1.1
+
+_WAY = "in orders that differ, and asked about some texts in one order more than once: such answers lean to places"
 
 _LIMIT, _OTHER_LIMIT = "max_tokens", "max_completion_tokens"
 
@@ -114,9 +115,12 @@ class ChatTeacher(LabelingTeacher):
         described = classes.values() if isinstance(classes, Mapping) else [None] * len(self.classes)
         self.options = [_option(name, words) for name, words in zip(self.classes, described, strict=True)]
         self.votes = votes
-        self.orders = self._most(orders)
+        self.orders = orders
+        # The same request gets the same probabilities again, and other votes.
+        self._asked_orders = orders if votes is not None else min(orders, math.factorial(len(self.classes)))
+        self.way = _WAY if orders > 1 else None
         self.concurrency = concurrency
-        self.rows_per_call, self.requests_per_call = 1, self.orders
+        self.rows_per_call, self.requests_per_call = 1, self._asked_orders
         self._limit = _LIMIT
         # Answers that were paid for, by text and order, until the text has all of them.
         self._kept: dict[tuple[str, int], tuple[np.ndarray, list[int | None]]] = {}
@@ -140,41 +144,18 @@ class ChatTeacher(LabelingTeacher):
     def expected_tokens(self, text: str) -> tuple[int, int]:
         """Estimate the tokens of a text's prompts and answers; see `LabelingTeacher.expected_tokens`."""
         letters = len(_PROMPT) + len(text) + len(self.question) + sum(len(each) + 4 for each in self.options)
-        return self.orders * -(-letters // LETTERS_PER_TOKEN), self.orders * (self.votes or 1)
+        return self._asked_orders * -(-letters // LETTERS_PER_TOKEN), self._asked_orders * (self.votes or 1)
 
     def describe(self) -> dict[str, Any]:
         """Return model, question and server, and how it is asked."""
         question = {"instructions": self.question, "options": self.options}
-        told: dict[str, Any] = {
+        told = {
             "name": self.model, "question": question, "base_url": without_tokens(self.base_url or "") or None,
             "orders": self.orders, "votes": self.votes,
         }  # fmt: skip
-        if self.orders > 1:
-            told["places"] = "balanced"
         # Earlier versions asked with the alphabet, which differs from I on.
         letters = _LETTERS[: len(self.classes)]
         return told if string.ascii_uppercase.startswith(letters) else told | {"letters": letters}
-
-    def as_described_now(self, described: dict[str, Any]) -> dict[str, Any]:
-        """Take answers of earlier versions to the same question; see `LabelingTeacher.as_described_now`.
-
-        They drew each order by itself, and asked in some of them more than once.
-        """
-        orders = described.get("orders", 1)
-        if "places" in described or orders == 1:
-            return described
-        now = described | {"places": "balanced", "orders": self._most(orders)}
-        if now == self.describe():
-            say_once(
-                f"Answers of {self._named} were kept by an earlier version of nlpkd, which asked about some texts in "
-                "one order more than once: these answers lean to places of the list. They are taken, since the "
-                "question is the same. To ask again, delete their file, or give another output."
-            )
-        return now
-
-    def _most(self, orders: int) -> int:
-        """Return in how many of so many orders something new is asked."""
-        return orders if self.votes is not None else min(orders, math.factorial(len(self.classes)))
 
     @property
     def _named(self) -> str:
@@ -201,7 +182,7 @@ class ChatTeacher(LabelingTeacher):
         """Return the mean over the orders of each class's probability, and the tokens, None where none are told."""
         total = np.zeros(len(self.classes))
         tokens: list[list[int | None]] = []
-        for number, order in enumerate(orders_of(text, len(self.classes), self.orders)):
+        for number, order in enumerate(orders_of(text, len(self.classes), self._asked_orders)):
             letters = _LETTERS[: len(order)]
             options = "\n".join(f"{letter}. {self.options[k]}" for letter, k in zip(letters, order, strict=True))
             prompt = _PROMPT.format(
@@ -211,10 +192,10 @@ class ChatTeacher(LabelingTeacher):
             self._kept[text, number] = shares, count
             tokens.append(count)
             total[order] += shares
-        for number in range(self.orders):
+        for number in range(self._asked_orders):
             self._kept.pop((text, number), None)
         asked, answered = (None if None in each else sum(each) for each in zip(*tokens, strict=True))
-        return (total / self.orders).tolist(), asked, answered
+        return (total / self._asked_orders).tolist(), asked, answered
 
     def _shares(self, prompt: str, letters: str) -> tuple[np.ndarray, list[int | None]]:
         """Return each letter's share of the answer to a prompt, and the tokens that the server counts."""
