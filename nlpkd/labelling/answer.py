@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from nlpkd.teachers.base import LabelingTeacher, as_probabilities
 
-_SHORTEST, _LONGEST = 3, 5
+_SHORTEST, _LONGEST = 3, 6
 """How many parts of an answer a line has at least and at most."""
 
 
@@ -21,6 +21,7 @@ class Answer(NamedTuple):
         output_tokens: of its answer.
         expected_tokens: of both, as they were expected; files of earlier versions may not have them.
         refusal: why there is no answer; None where there is one.
+        of_server: True where the reason is no matter of the text, such as a rate limit: such a refusal does not count.
         refused_twice: whether two runs got none, so that no further one asks.
     """
 
@@ -29,6 +30,7 @@ class Answer(NamedTuple):
     output_tokens: int | None = None
     expected_tokens: list[int] | None = None
     refusal: str | None = None
+    of_server: bool | None = None
     refused_twice: bool = False
 
     def as_line(self) -> list[Any]:
@@ -37,6 +39,11 @@ class Answer(NamedTuple):
         while parts[-1] is None and len(parts) > _SHORTEST:
             parts.pop()
         return parts
+
+    def after(self, before: Answer | None) -> Answer:
+        """Count the refusals of a text: this answer's, and that of the one before, if there is one."""
+        counts = [each is not None and each.refusal is not None and not each.of_server for each in (before, self)]
+        return self._replace(refused_twice=all(counts))
 
 
 def key_of(text: str) -> str:
@@ -55,9 +62,7 @@ def read_answer_lines(lines: Iterable[Any]) -> dict[str, Answer]:
     """
     found: dict[str, Answer] = {}
     for key, *parts in lines:
-        answer, before = Answer(*parts[:_LONGEST]), found.get(str(key))
-        refused_twice = answer.refusal is not None and before is not None and before.refusal is not None
-        found[str(key)] = answer._replace(refused_twice=refused_twice)
+        found[str(key)] = Answer(*parts[:_LONGEST]).after(found.get(str(key)))
     if all(each.refusal is not None for each in found.values()):
         return {key: each._replace(refused_twice=False) for key, each in found.items()}
     return found
@@ -83,3 +88,5 @@ def check_answers(answers: Sequence[Answer], teacher: LabelingTeacher) -> None:
             raise ValueError(f"no numbers of tokens: {each!r:.100}")
         if each.refusal is not None and (each.probabilities is not None or not isinstance(each.refusal, str)):
             raise ValueError(f"no reason of a refusal: {each!r:.100}")
+        if each.of_server not in ((None,) if each.refusal is None else (None, True)):
+            raise ValueError(f"nothing that tells whose a refusal is: {each!r:.100}")

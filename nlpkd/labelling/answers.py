@@ -14,7 +14,7 @@ from nlpkd.labelling.answer import Answer, check_answers, key_of, read_answer_li
 from nlpkd.labelling.asking import Asking
 from nlpkd.labelling.costs import LabelPlan, Prices, SpendingLimits
 from nlpkd.labelling.spending import Spending
-from nlpkd.teachers.base import LabelingTeacher, tell_cut
+from nlpkd.teachers.base import LabelingTeacher, say_once, tell_cut
 from nlpkd.utils.files import cut_torn_line, explain_damage
 from nlpkd.utils.full_disk import explain_full_disk
 from nlpkd.utils.links import open_no_link, refuse_links
@@ -69,6 +69,7 @@ class AnswerFile:
         with explain_damage(self.path, "delete it, and all texts are asked about again; or give another output"):
             owner, *found = map(json.loads, lines) if lines else [self.owner]
             differ = differences(_flat(owner), _flat(self.owner), "the file")
+            of_earlier = self.teacher.way is not None and "way" not in owner
             answers = {} if differ else read_answer_lines(found)
             check_answers(list(answers.values()), self.teacher)
         if differ:
@@ -76,6 +77,12 @@ class AnswerFile:
                 f"{self.path} holds the answers of another teacher or question, or of other weights of the model, "
                 f"which earlier versions did not note (what differs: {'; '.join(differ):.600}): delete it, or give "
                 "another output"
+            )
+        if of_earlier and answers:
+            say_once(
+                f"{self.path} holds answers of an earlier version of nlpkd, which did not ask {self.teacher.way}. "
+                "They are taken, since the question is the same. To ask again, delete the file, or give another "
+                "output."
             )
         return answers
 
@@ -129,7 +136,8 @@ class AnswerFile:
         """Answer all texts: with what is there, and else by asking, each text once.
 
         What the teacher does not answer, or with no distribution, is kept as a refusal, and told at the end. The next
-        run asks about it once more, and later ones do not.
+        run asks about it once more, and later ones do not, unless it was no matter of the text: a server that is away
+        or serves nobody now.
 
         Args:
             texts: the texts.
@@ -154,25 +162,28 @@ class AnswerFile:
             with self._locked():
                 known = self.read()
                 self._ask_for_missing(self._open(texts, known, once_more), called, known, limits)
-        self._tell_refusals({text: why for text in called if (why := known[key_of(text)].refusal)}, called)
+        self._tell_refusals({text: why for text in called if (why := known[key_of(text)]).refusal}, called)
         return [known[key_of(text)] for text in texts]
 
-    def _tell_refusals(self, refused: Mapping[str, str], called: Mapping[str, str]) -> None:
+    def _tell_refusals(self, refused: Mapping[str, Answer], called: Mapping[str, str]) -> None:
         """Tell which texts have no answer; it is an error where none has one."""
         if not refused:
             return
         if len(refused) == len(called):
-            text, reason = next(iter(refused.items()))
+            text, why = next(iter(refused.items()))
             kept = (
                 "" if self.path is None else f"; to ask again, delete their lines, those with null, from {self.path}"
             )
             raise NoneAnswered(
-                f"{called[text]} ({text!r:.80}): {reason}. The teacher answers none of {len(refused)} texts{kept}"
+                f"{called[text]} ({text!r:.80}): {why.refusal}. The teacher answers none of {len(refused)} texts{kept}"
             )
-        told = "; ".join([f"{called[text]} ({reason})" for text, reason in refused.items()][:_MOST_TOLD])
+        told = "; ".join([f"{called[text]} ({why.refusal})" for text, why in refused.items()][:_MOST_TOLD])
         more = " ..." if len(refused) > _MOST_TOLD else ""
-        later = "At most one further run asks about them, unless their lines, those with null, are deleted from"
-        kept = "" if self.path is None else f" {later} {self.path}."
+        given_up = sum(why.refused_twice for why in refused.values())
+        later = f"The next run asks again about {len(refused) - given_up} of them"
+        if given_up:
+            later += f", and about {given_up} none does, unless their lines, those with null, are deleted"
+        kept = "" if self.path is None else f" {later} (answers: {self.path})."
         logger.warning(
             "The teacher did not answer %d texts, which are left out: %s%s.%s", len(refused), told, more, kept
         )
@@ -228,7 +239,8 @@ class AnswerFile:
         refuse_links(path.parent, path.name)
         file = open(path, "a+b", opener=open_no_link)  # noqa: SIM115
         if cut_torn_line(file) == 0:
-            file.write(json.dumps(self.owner).encode() + b"\n")
+            way = {} if self.teacher.way is None else {"way": self.teacher.way}
+            file.write(json.dumps(self.owner | way).encode() + b"\n")
             file.flush()
         return file
 

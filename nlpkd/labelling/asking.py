@@ -14,7 +14,7 @@ import numpy as np
 from nlpkd.labelling.answer import Answer, key_of
 from nlpkd.labelling.spending import Spending
 from nlpkd.teachers.base import Answers, LabelingTeacher, WrongAnswers, as_probabilities
-from nlpkd.utils.http import NoReply
+from nlpkd.utils.http import NoReply, NotServing
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,8 @@ class Asking:
         # Why texts were not answered since the last answer, and those of them that no server replied to.
         self._failed: dict[str, str] = {}
         self._no_reply: dict[str, str] = {}
+        # Texts whose failure was no matter of them.
+        self._not_served: set[str] = set()
         self._lock = threading.Lock()
 
     def ask(self, groups: Sequence[list[str]]) -> int:
@@ -112,7 +114,7 @@ class Asking:
             raise ValueError(self._first(new))
 
     def _call(self, group: list[str]) -> None:
-        found, failed, no_reply = None, dict[str, str](), dict[str, str]()
+        found, failed, no_reply, not_served = None, dict[str, str](), dict[str, str](), set[str]()
         answered_texts = group
         try:
             answered = self.teacher.answer(group)
@@ -130,11 +132,13 @@ class Asking:
                 ) from None
             if isinstance(error, NoReply):
                 no_reply = {group[0]: str(error)}
+                not_served = {group[0]} if isinstance(error, NotServing) else set()
             else:
                 failed = {group[0]: str(error)}
         finally:
             with self._lock:
                 self.spending.book(group, found)
+                self._not_served |= not_served
                 if found is not None:
                     self.cut, self.most_tokens = self.cut + found.cut, found.most_tokens
                     self._server_is_there()
@@ -142,15 +146,17 @@ class Asking:
                 self._count_failures(failed, no_reply)
 
     def _server_is_there(self) -> None:
-        """Note that what got no reply before was a matter of these texts."""
-        self._refuse({text: reason for text, reason in self._no_reply.items() if key_of(text) in self.known})
+        """Note that what got no reply before was a matter of these texts, unless the server says otherwise."""
+        held = {text: reason for text, reason in self._no_reply.items() if text not in self._not_served}
+        self._refuse({text: reason for text, reason in held.items() if key_of(text) in self.known})
         self._failed, self._no_reply = {}, {}
 
     def _count_failures(self, refused: Mapping[str, str], no_reply: Mapping[str, str]) -> None:
         """Keep why texts were not answered, and end the run where there are too many in a row.
 
         A text's first failure is kept whatever it was, since one more run asks about it. The second one is the last:
-        no server that is away can make it. What is refused for the second time was passed by a run, and ends none.
+        no server that is away, or serves nobody, can make it. What is refused for the second time was passed by a
+        run, and ends none.
         """
         keys = {text: key_of(text) for text in [*refused, *no_reply]}
         known = {text for text, key in keys.items() if key in self.known}
@@ -187,12 +193,14 @@ class Asking:
 
     def _refuse(self, failed: Mapping[str, str]) -> None:
         """Append what was not answered as what the teacher says of these texts."""
-        self._write({text: Answer(None, refusal=f"{reason:.{_LONGEST}}") for text, reason in failed.items()})
+        of_server = {text: text in self._not_served or None for text in failed}
+        reasons = {text: f"{reason:.{_LONGEST}}" for text, reason in failed.items()}
+        self._write({text: Answer(None, refusal=reasons[text], of_server=of_server[text]) for text in failed})
 
     def _write(self, new: Mapping[str, Answer]) -> None:
-        kept = {
-            key_of(text): answer._replace(expected_tokens=list(self.teacher.expected_tokens(text)))
-            for text, answer in new.items()
-        }
+        kept = dict[str, Answer]()
+        for text, answer in new.items():
+            expected = list(self.teacher.expected_tokens(text))
+            kept[key_of(text)] = answer.after(self.known.get(key_of(text)))._replace(expected_tokens=expected)
         self.answers |= kept
         self.keep(kept)

@@ -7,7 +7,6 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 _MOST_TOKENS = 10**9
 
-_SAYING = threading.Lock()
+_SAYING, _SAID = threading.Lock(), set[str]()
 
 ROWS_PER_CALL = 32
 """How many texts a function gets at once: few enough that little is lost where it fails and was paid for."""
@@ -69,14 +68,16 @@ def as_count(told: Any) -> int | None:
     if are_numbers(told) and 0 <= told <= _MOST_TOKENS and told == int(told):
         return int(told)
     if told is not None:
-        with _SAYING:
-            _say_once("A teacher counts tokens with what is no number of tokens: what it takes counts as unknown.")
+        say_once("A teacher counts tokens with what is no number of tokens: what it takes counts as unknown.")
     return None
 
 
-@cache
-def _say_once(message: str) -> None:
-    logger.warning(message)
+def say_once(message: str) -> None:
+    """Warn, and never again with the same message."""
+    with _SAYING:
+        if message not in _SAID:
+            _SAID.add(message)
+            logger.warning(message)
 
 
 def tell_cut(cut: int, texts: int, most_tokens: int | None) -> None:
@@ -116,12 +117,15 @@ class LabelingTeacher(ABC):
         rows_per_call: how many texts `nlpkd.label` hands over at once, and keeps at once.
         concurrency: how many such calls may run at the same time.
         requests_per_call: how many requests, or forward passes, such a call makes.
+        way: how it asks, where earlier versions of nlpkd asked the same question in another way. Their answers are
+            taken, which is said; None where there was no other way.
     """
 
     problem_type: str = SINGLE_LABEL
     rows_per_call: int = 256
     concurrency: int = 1
     requests_per_call: int = 1
+    way: str | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -163,7 +163,8 @@ def read_answers(
             return [float(answers[name]["noul"]) for name in classes]
         (answer,) = answers.values()
         if "noul" in answer:
-            return [1 - float(answer["noul"]), float(answer["noul"])]
+            # One that is above 1 was rounded, or is refused with all others that are no probabilities.
+            return [max(0.0, 1 - float(answer["noul"])), float(answer["noul"])]
         (question,) = questions.values()
         is_choice = question["type"] == "choice"
         keys = list(question["criteria"]) if is_choice else [str(level) for level in range(len(classes))]

@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.decision.modeling_utils import DecisionMixin, process_scores
 from transformers.decision.template_utils import MARK, SPLIT, prepare_inputs
 
+from nlpkd.models.inference import evaluating
 from nlpkd.teachers.base import batches_by_length
 from nlpkd.teachers.compatibility import refuse_unknown_token
 
@@ -72,6 +73,10 @@ class DecisionBatches:
             For each text the answers by the questions' names, as the pipeline gives them, and the tokens of its
             prompts and answers (None each where a decision model reads them in its own way).
         """
+        with evaluating(self.pipe.model):
+            return self._answer(texts)
+
+    def _answer(self, texts: Sequence[str]) -> list[tuple[dict[str, Any], tuple[int | None, int | None]]]:
         # The heads of decision models read their prompts in ways of their own: one at a time, as the pipeline does.
         if isinstance(self.pipe.model, DecisionMixin):
             return [(self.pipe(self._request(text)), (None, None)) for text in texts]
@@ -80,21 +85,18 @@ class DecisionBatches:
         refuse_unknown_token(self.pipe.model, highest, "teacher", "the prompts have")
         answers: list[dict[str, Any]] = [{} for _ in texts]
         counts = [0] * len(texts)
-        with torch.inference_mode():
-            start = self._shared_start(prompts)
-            cache = self._keys_and_values(start) if start is not None else None
-            if cache is None:
-                start = None
-            skipped = 0 if start is None else start.shape[-1]
-            for batch in batches_by_length([prompt.ids.shape[-1] for prompt in prompts], self.batch_size):
-                chosen = [prompts[number] for number in batch]
-                for prompt, logits in zip(chosen, self._logits(chosen, cache, skipped), strict=True):
-                    counts[prompt.row] += prompt.ids.shape[-1]
-                    scores = process_scores(
-                        self.pipe.decision_config, prompt.ids, prompt.marks, prompt.questions, logits
-                    )
-                    for question, each in zip(prompt.questions, scores, strict=True):
-                        answers[prompt.row][question.name] = question.answer(each.softmax(-1).tolist())
+        start = self._shared_start(prompts)
+        cache = self._keys_and_values(start) if start is not None else None
+        if cache is None:
+            start = None
+        skipped = 0 if start is None else start.shape[-1]
+        for batch in batches_by_length([prompt.ids.shape[-1] for prompt in prompts], self.batch_size):
+            chosen = [prompts[number] for number in batch]
+            for prompt, logits in zip(chosen, self._logits(chosen, cache, skipped), strict=True):
+                counts[prompt.row] += prompt.ids.shape[-1]
+                scores = process_scores(self.pipe.decision_config, prompt.ids, prompt.marks, prompt.questions, logits)
+                for question, each in zip(prompt.questions, scores, strict=True):
+                    answers[prompt.row][question.name] = question.answer(each.softmax(-1).tolist())
         return [(answer, (count, 0)) for answer, count in zip(answers, counts, strict=True)]
 
     def _request(self, text: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from nlpkd.data.columns import texts_again
+from nlpkd.models.inference import evaluating
 from nlpkd.models.loading import named_in_errors
 from nlpkd.models.source import LocalModel
 from nlpkd.models.structure import input_table
@@ -141,9 +142,10 @@ class EmbeddingTeacher(CuttingTeacher):
 
     def _embed(self, texts: Sequence[str]) -> np.ndarray:
         self._refuse_unknown_tokens(texts)
-        return self._encoder.encode(
-            list(texts), batch_size=self.batch_size, normalize_embeddings=True, show_progress_bar=False
-        )
+        with evaluating(self._encoder):
+            return self._encoder.encode(
+                list(texts), batch_size=self.batch_size, normalize_embeddings=True, show_progress_bar=False
+            )
 
     def _refuse_unknown_tokens(self, texts: Sequence[str]) -> None:
         """Refuse texts with tokens that the encoder has no embedding for; those of most encoders can't have any."""

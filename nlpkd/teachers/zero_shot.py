@@ -9,6 +9,7 @@ from typing import Any
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from nlpkd.data.labels.classes import Classes, settle_classes
+from nlpkd.models.inference import evaluating
 from nlpkd.models.limits import positions_of
 from nlpkd.models.loading import named_in_errors
 from nlpkd.models.padding import refuse_unknown_padding
@@ -120,7 +121,7 @@ class ZeroShotTeacher(CuttingTeacher):
         names = [name for name in pipe.tokenizer.model_input_names if name in encoded]
         logits = torch.zeros(len(pairs), pipe.model.config.num_labels)
         # The model reads them in batches of similar length.
-        with torch.inference_mode():
+        with evaluating(pipe.model):
             for batch in batches_by_length([len(each) for each in encoded["input_ids"]], self.batch_size):
                 rows = {name: [encoded[name][number] for number in batch] for name in names}
                 inputs = pipe.tokenizer.pad(rows, return_tensors="pt").to(pipe.device)

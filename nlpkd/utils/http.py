@@ -6,9 +6,10 @@ import logging
 import re
 import threading
 import time
+from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import requests
 
@@ -32,27 +33,98 @@ _KEY = re.compile(r"""[!#-&(-\[\]-~]+""")
 REFUSALS = frozenset({400, 413, 422, 451})
 """Statuses that are of what was asked, and of no other request."""
 
-# What another try may mend. An answer that is cut short is no JSON.
+# What another try may mend, as it may an answer that is cut short, which is no JSON.
 _PASSING = (
     requests.exceptions.ConnectionError,
     requests.exceptions.Timeout,
     requests.exceptions.ChunkedEncodingError,
     requests.exceptions.ContentDecodingError,
-    requests.exceptions.JSONDecodeError,
     TimeoutError,
 )
+
+Reply = TypeVar("Reply")
 
 
 class NoReply(ValueError):
     """A server gives no answer, whatever it is asked: it is not there, busy or broken, or lets nobody in."""
 
 
+class NotServing(NoReply):
+    """A server serves nobody now, or not who asks, or something else answers: it is no matter of what was asked."""
+
+
+class MayPass(Exception):
+    """A try failed in a way that another one may mend.
+
+    Args:
+        reason: why, without secrets.
+        kind: the error that it is after all tries.
+        retry_after: the header of this name, if there is one.
+    """
+
+    def __init__(self, reason: str, kind: type[NoReply], retry_after: str | None = None):
+        super().__init__(reason)
+        self.kind, self.retry_after = kind, retry_after
+
+
+def failure_of(reason: str, status: int | None, retry_after: str | None = None) -> Exception:
+    """Return the error of a try that a server gave no answer to.
+
+    Args:
+        reason: why, without secrets.
+        status: that the server gave it; None where it names none.
+        retry_after: the header of this name, if there is one.
+
+    Returns:
+        `MayPass` where another try may mend it. Else a ValueError where what was asked is refused, and a `NoReply`
+        where the server would refuse everything.
+    """
+    if status in REFUSALS:
+        return ValueError(reason)
+    # A text may break a server that answers others.
+    kind = NoReply if status is None or status >= 500 else NotServing
+    return MayPass(reason, kind, retry_after) if status is None or _may_pass(status) else kind(reason)
+
+
+def status_in(error: Any) -> int | None:
+    """Read the status of an error that an answer of status 200 holds; None where it has none."""
+    code = error.get("code") if isinstance(error, Mapping) else None
+    return code if isinstance(code, int) and 400 <= code < 600 else None
+
+
+def try_often(send: Callable[[], Reply], max_retries: int) -> Reply:
+    """Send a request, and send it again where that may help.
+
+    Args:
+        send: sends it once; it raises `MayPass` where another try may mend what failed.
+        max_retries: how often it is tried again.
+
+    Returns:
+        What was sent back.
+
+    Raises:
+        NoReply: if no try was answered.
+    """
+    for attempt in range(max_retries + 1):
+        try:
+            return send()
+        except MayPass as failed:
+            failure = failed
+        if attempt < max_retries:
+            wait_s = min(_asked_wait_s(failure.retry_after, _BACKOFF_S * 2**attempt), LONGEST_WAIT_S)
+            if wait_s >= _LONG_WAIT_S:
+                logger.warning("Waiting %.0f s, then trying again: %s", wait_s, failure)
+            time.sleep(wait_s)
+    raise failure.kind(f"{failure} (tries: {max_retries + 1})")
+
+
 class JSONClient:
     """Post JSON to one address, and try again where that may help.
 
     After 408, 429 and every 5xx the server's `Retry-After` is waited for, `LONGEST_WAIT_S` at most. After those
-    without it, dropped connections and answers that are cut short the time doubles with each try. Any other status is
-    an error at once: so is a redirection, since what is posted is for this address alone.
+    without it, dropped connections, answers that are cut short or no JSON, and those of status 200 that hold such an
+    error, the time doubles with each try. Any other status is an error at once: so is a redirection, since what is
+    posted is for this address alone.
 
     Proxies are those of the environment. A key goes before what a `.netrc` has for the server.
 
@@ -82,10 +154,10 @@ class JSONClient:
             NoReply: likewise, if there is no whole answer after all tries.
         """
         try:
-            return self._post(body)
+            return try_often(partial(self._post, body), self.max_retries)
         except ValueError as error:
             # The error of a library, in its chain, would say the key or the password again.
-            kind = NoReply if isinstance(error, NoReply) else ValueError
+            kind = type(error) if isinstance(error, NoReply) else ValueError
             raise kind(self.without_secrets(str(error))) from None
 
     def without_secrets(self, text: str) -> str:
@@ -93,22 +165,14 @@ class JSONClient:
         return without_tokens(text, self._key)
 
     def _post(self, body: Any) -> Any:
-        for attempt in range(self.max_retries + 1):
-            wait_s = _BACKOFF_S * 2**attempt
-            try:
-                response = self._send(body)
-                if not _may_pass(response.status_code):
-                    return self._content(response)
-                failure = self._told(response)
-                wait_s = _asked_wait_s(response.headers.get("Retry-After"), wait_s)
-            except _PASSING as error:
-                is_json = isinstance(error, requests.exceptions.JSONDecodeError)
-                failure = f"{self.url} {'gives no whole JSON' if is_json else 'does not answer'}: {error}"
-            except requests.exceptions.RequestException as error:
-                raise NoReply(f"{self.url} can't be asked: {error}") from error
-            if attempt < self.max_retries:
-                self._wait(min(wait_s, LONGEST_WAIT_S), failure)
-        raise NoReply(f"{failure} (tries: {self.max_retries + 1})")
+        try:
+            return self._content(self._send(body))
+        except requests.exceptions.JSONDecodeError as error:
+            raise MayPass(self.without_secrets(f"{self.url} gives no whole JSON: {error}"), NotServing) from None
+        except _PASSING as error:
+            raise MayPass(self.without_secrets(f"{self.url} does not answer: {error}"), NoReply) from None
+        except requests.exceptions.RequestException as error:
+            raise NoReply(f"{self.url} can't be asked: {error}") from error
 
     def _send(self, body: Any) -> requests.Response:
         if not hasattr(self._local, "session"):
@@ -132,29 +196,26 @@ class JSONClient:
     def _content(self, response: requests.Response) -> Any:
         """Return an answer's JSON."""
         if response.is_redirect:
-            raise NoReply(
+            raise NotServing(
                 f"{self.url} answers {response.status_code} and sends on to "
                 f"{response.headers['Location']}, where nothing is sent: if that is the server, give its address"
             )
-        if response.status_code in REFUSALS:
-            raise ValueError(self._told(response))
         if not 200 <= response.status_code < 300:
-            raise NoReply(self._told(response))
+            raise failure_of(self._told(response), response.status_code, response.headers.get("Retry-After"))
         try:
-            return response.json()
+            content = response.json()
         except requests.exceptions.JSONDecodeError:
             raise
         except ODD_CONTENT as error:
             raise ValueError(f"{self.url} gives no JSON that can be read: {type(error).__name__}: {error}") from None
+        if isinstance(content, dict) and content.get("error"):
+            raise failure_of(self._told(response), status_in(content["error"]))
+        return content
 
     def _told(self, response: requests.Response) -> str:
         # A key that is cut is not known.
-        return f"{self.url} answers {response.status_code}: {self.without_secrets(response.text)[:300]}"
-
-    def _wait(self, seconds: float, reason: str) -> None:
-        if seconds >= _LONG_WAIT_S:
-            logger.warning("Waiting %.0f s, then trying again: %s", seconds, self.without_secrets(reason))
-        time.sleep(seconds)
+        said = f"{self.without_secrets(response.text):.300}"
+        return self.without_secrets(f"{self.url} answers {response.status_code}: {said}")
 
 
 def check_requests(url: str | None, timeout_s: float, max_retries: int, api_key: str | None = None) -> None:

@@ -15,7 +15,7 @@ from processes import server as process_server
 
 from nlpkd.labelling.answers import AnswerFile
 from nlpkd.teachers import DecisionTeacher, FunctionTeacher
-from nlpkd.teachers.base import Answers, _say_once
+from nlpkd.teachers.base import _SAID, Answers
 
 QUESTION = {"type": "choice", "instructions": "About what?", "criteria": {"sport": None, "art": None}}
 
@@ -84,8 +84,64 @@ def test_whatever_a_server_counts_its_answer_is_kept_and_taken_again(tmp_path, t
     assert {each.input_tokens for each in first} == {kept} and {each.output_tokens for each in first} == {1}
 
 
+def status(number):
+    return lambda server, handler: server.send(handler, number, b"no", Location="/else") or True
+
+
+def said(body, kind="application/json"):
+    return lambda server, handler: server.send(handler, 200, body, Content_Type=kind) or True
+
+
+LIMIT_INSIDE = said(b'{"error": {"message": "limit", "code": 429}}')
+OVERLOAD_INSIDE = said(b'{"error": {"message": "overloaded"}}')
+PAGE = said(b"<html>Log in</html>", "text/html")
+
+
+@pytest.mark.parametrize("first", [None, status(500), status(422)], ids=["", "after 500", "after 422"])
+@pytest.mark.parametrize(
+    ("fault", "runs"),
+    [
+        *((each, 5) for each in (status(429), status(401), status(403), status(404), status(408), status(307))),
+        (LIMIT_INSIDE, 5), (PAGE, 5), (status(400), 2), (status(422), 2), (status(500), 2), (OVERLOAD_INSIDE, 2),
+    ],
+)  # fmt: skip
+def test_what_is_no_matter_of_a_text_is_never_held_against_it_and_what_is_said_of_further_runs_holds(
+    tmp_path, caplog, fault, runs, first
+):
+    texts, asked = ["busy"], []
+    with LabelServer() as server:
+        teacher = DecisionTeacher("m", QUESTION, base_url=server.url, concurrency=1, max_retries=0)
+        for run in range(5):
+            caplog.clear()
+            texts.append(f"text {run}")
+            answers, before = AnswerFile(tmp_path / "answers.jsonl", teacher), len(server.times)
+            left = answers.unanswered(texts)
+            server.faults = [first if first and run == 0 else fault] if "busy" in left else []
+            answers.ask(texts)
+            assert len(server.times) == before + len(left)
+            asked.append("busy" in left)
+            again = AnswerFile(answers.path, teacher).unanswered(texts)
+            assert f"The next run asks again about {len(again)} of them" in caplog.text
+            assert ("about 1 none does" in caplog.text) == (not again)
+        assert sum(asked) == runs
+        server.faults, texts = [], ["busy"]
+        if runs == 5:
+            answers = AnswerFile(answers.path, teacher)
+            assert answers.ask(texts)[0].probabilities is not None and answers.unanswered(texts) == []
+
+
+def test_a_text_that_is_never_served_ends_no_run_that_has_nothing_else_to_ask(tmp_path):
+    with LabelServer() as server:
+        teacher = DecisionTeacher("m", QUESTION, base_url=server.url, concurrency=1, max_retries=0)
+        for _ in range(3):
+            server.faults = [status(403)]
+            found = AnswerFile(tmp_path / "answers.jsonl", teacher).ask(["blocked", "text"])
+            assert [each.refusal is None for each in found] == [False, True]
+    assert len(server.times) == 4
+
+
 def test_odd_counts_of_a_server_are_said_once(tmp_path, caplog):
-    _say_once.cache_clear()
+    _SAID.clear()
     texts = [f"text {n}" for n in range(32)]
     with LabelServer(lambda request: right_answer(request) | {"usage": {"input_tokens": -1}}) as server:
         AnswerFile(tmp_path / "answers", DecisionTeacher("m", QUESTION, base_url=server.url)).ask(texts)

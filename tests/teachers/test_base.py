@@ -4,9 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from chat_models import save_chat_model
 from datasets import Dataset
+from samples import tiny_bert
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nlpkd.data.columns import TEACHER_LOGITS
+from nlpkd.data.demo import demo_backbone
 from nlpkd.data.soft_labels import add_soft_labels
 from nlpkd.teachers import ChatTeacher, DecisionTeacher, EmbeddingTeacher, FunctionTeacher, ZeroShotTeacher
 from nlpkd.teachers.base import as_probabilities
@@ -57,6 +62,39 @@ def test_numbers_of_requests_and_rows_are_whole_and_at_least_one(count):
     ):
         with pytest.raises(ValueError, match="must be a whole number of at least 1, got"):
             make()
+
+
+def nli_teacher(tokenizer, folder):
+    labels = {0: "contradiction", 1: "neutral", 2: "entailment"}
+    model = tiny_bert(num_labels=3, id2label=labels, label2id={}, hidden_dropout_prob=0.5, initializer_range=0.5)
+    return model, ZeroShotTeacher(model, ["good", "bad"], tokenizer=tokenizer)
+
+
+def chat_teacher(tokenizer, folder):
+    pytest.importorskip("transformers.decision", reason="transformers has decision models from 5.23 on")
+    model = AutoModelForCausalLM.from_pretrained(save_chat_model(folder), attention_dropout=0.5)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return model, DecisionTeacher(model, {"type": "noul", "instructions": "Good?"}, tokenizer=tokenizer)
+
+
+def encoder_teacher(tokenizer, folder):
+    model = SentenceTransformer(str(demo_backbone()))
+    return model, EmbeddingTeacher(model, {"good": "praise for a film", "bad": "a complaint"})
+
+
+@pytest.mark.parametrize("make", [nli_teacher, chat_teacher, encoder_teacher])
+def test_a_model_that_is_being_trained_answers_as_in_evaluation_and_goes_on_being_trained(make, tokenizer, tmp_path):
+    model, teacher = make(tokenizer, tmp_path)
+    texts = ["a good film", "the plot is bad", "good"]
+    model.eval()
+    expected = teacher.probabilities(texts)
+    assert np.ptp(expected, axis=0).max() > 1e-4
+    model.train()
+    list(model.children())[-1].eval()
+    flags = [module.training for module in model.modules()]
+    for _ in range(2):
+        np.testing.assert_allclose(teacher.probabilities(texts), expected, atol=1e-6)
+        assert [module.training for module in model.modules()] == flags
 
 
 @pytest.mark.parametrize("kind", MAKE)

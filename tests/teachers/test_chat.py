@@ -4,12 +4,18 @@ import json
 import math
 import random
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
-from label_server import LabelServer, broken, odd_versions, too_many
+from label_server import LabelServer, broken, cut_short, dropped, less_than_promised, odd_versions, too_many
 
-from nlpkd.teachers import ChatTeacher
+from nlpkd.labelling.answer import key_of
+from nlpkd.labelling.answers import AnswerFile
+from nlpkd.teachers import ChatTeacher, FunctionTeacher
+from nlpkd.teachers.base import _SAID
+from nlpkd.teachers.chat import orders_of
+from nlpkd.utils.http import NoReply
 
 CLASSES = {"sport": "games", "business": "money", "art": "pictures"}
 
@@ -40,13 +46,88 @@ def biased(request):
     return reply([choice("A", {f" {k}": weights[v] + 0.3 * (k == "A") for k, v in letters.items()} | {"The": 0.1})])
 
 
-def test_log_probabilities_are_read_by_letter_and_averaged_over_orders():
+@pytest.mark.parametrize("orders", [3, 6])
+def test_log_probabilities_are_read_by_letter_and_averaged_over_orders_which_leaves_no_bias_of_place(orders):
+    texts = [f"text {number}" for number in range(5)]
     with LabelServer(biased) as server:
-        teacher = ChatTeacher("m", "About what?", CLASSES, base_url=server.url, api_key="k", orders=60)
-        found = teacher.probabilities(["a text"])
-    # On average each class stands at A a third of the time.
-    np.testing.assert_allclose(found[0], [0.5 / 0.9, 0.2 / 0.9, 0.2 / 0.9], atol=0.06)
-    assert len(server.times) == 60
+        teacher = ChatTeacher("m", "About what?", CLASSES, base_url=server.url, api_key="k", orders=orders)
+        found = teacher.probabilities(texts)
+    # Each class stands at A a third of the time.
+    np.testing.assert_allclose(found, [[0.5 / 0.9, 0.2 / 0.9, 0.2 / 0.9]] * len(texts), atol=1e-6)
+    assert len(server.times) == orders * len(texts)
+
+
+@pytest.mark.parametrize("options", [2, 3, 4, 5, 25])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 24, 50, 125])
+def test_orders_differ_as_long_as_there_are_any_and_an_option_is_at_each_place_equally_often(options, count):
+    for text in ("a", "b", "ü", "d", "e"):
+        orders = orders_of(text, options, count)
+        assert orders == orders_of(text, options, count)
+        assert all(sorted(order) == list(range(options)) for order in orders) and len(orders) == count
+        assert len(set(map(tuple, orders))) == min(count, math.factorial(options))
+        for option in range(options):
+            at = Counter(order.index(option) for order in orders)
+            assert {at[place] for place in range(options)} <= {count // options, -(-count // options)}
+
+
+@pytest.mark.parametrize("votes", [None, 1])
+@pytest.mark.parametrize(("options", "orders"), [(2, 1), (2, 2), (2, 3), (3, 8), (8, 2)])
+def test_no_request_is_sent_twice_but_for_votes_which_are_drawn_anew(options, orders, votes):
+    bodies = []
+
+    def answer(request):
+        bodies.append(json.dumps(request, sort_keys=True))
+        return reply([choice("A", {"A": 1.0})])
+
+    texts = [f"text {number}" for number in range(8)]
+    with LabelServer(answer) as server:
+        names = [f"class {number}" for number in range(options)]
+        teacher = ChatTeacher("m", "?", names, base_url=server.url, orders=orders, votes=votes)
+        teacher.answer(texts)
+    different = min(orders, math.factorial(options))
+    asked = orders if votes else different
+    assert len(bodies) == asked * len(texts) == teacher.requests_per_call * len(texts)
+    assert len(set(bodies)) == different * len(texts)
+    assert set(Counter(bodies).values()) <= {asked // different, -(-asked // different)}
+    assert teacher.expected_tokens("a")[1] == asked
+
+
+@pytest.mark.parametrize("orders", [1, 2, 4])
+def test_answers_of_an_earlier_version_to_the_same_question_are_taken_and_it_is_said(tmp_path, caplog, orders):
+    def teacher(question="?", orders=orders):
+        return ChatTeacher("m", question, ["a", "b"], base_url="http://localhost:1", orders=orders)
+
+    # As it told of itself before, in its own files and in the names and records of others.
+    described = {"name": "m", "question": {"instructions": "?", "options": ["a", "b"]},
+                 "base_url": "http://localhost:1", "orders": orders, "votes": None}  # fmt: skip
+    owner = {"classes": ["a", "b"], "teacher": described}
+    path = tmp_path / "answers.jsonl"
+    _SAID.clear()
+    path.write_text(f"{json.dumps(owner)}\n{json.dumps([key_of('text'), [0.25, 0.75], 9, 2])}\n")
+    kept = AnswerFile(path, teacher())
+    assert kept.owner == owner
+    assert [kept.ask(["text"])[0].probabilities for _ in range(2)] == [[0.25, 0.75]] * 2 and kept.requests == 0
+    assert caplog.text.count("asked about some texts in one order more than once") == (orders > 1)
+    caplog.clear()
+    for other in [teacher("another?"), teacher(orders=3), FunctionTeacher(len, ["a", "b"])]:
+        with pytest.raises(ValueError, match="another teacher or question"):
+            AnswerFile(path, other).read()
+    assert not caplog.text
+
+
+def test_of_answers_of_this_version_nothing_is_said(tmp_path, caplog):
+    _SAID.clear()
+    with LabelServer(biased) as server:
+        for _ in range(2):
+            teacher = ChatTeacher("m", "?", CLASSES, base_url=server.url, api_key="k")
+            AnswerFile(tmp_path / "answers.jsonl", teacher).ask(["text"])
+    assert not caplog.text and len(server.times) == 2
+
+
+def test_answers_of_another_kind_of_teacher_are_told_from_those_of_an_earlier_version(tmp_path):
+    AnswerFile(tmp_path / "a", FunctionTeacher(lambda texts: [[1, 0]] * len(texts), ["a", "b"])).ask(["text"])
+    with pytest.raises(ValueError, match="another teacher or question"):
+        AnswerFile(tmp_path / "a", ChatTeacher("m", "?", ["a", "b"])).read()
 
 
 def test_votes_are_shares_of_the_answers():
@@ -64,6 +145,28 @@ def test_a_busy_server_is_asked_again():
     with LabelServer(biased, faults=(too_many("1"), broken)) as server:
         ChatTeacher("m", "?", CLASSES, base_url=server.url, api_key="k", orders=1).probabilities(["a"])
     assert len(server.times) == 3 and server.times[1] - server.times[0] >= 1
+
+
+def page(kind, body):
+    return lambda server, handler: server.send(handler, 200, body, Content_Type=kind) or True
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        broken, dropped, cut_short, less_than_promised, page("text/html", b"<html>"), page("application/json", b""),
+        page("application/json", b'{"choices": ['), page("application/json", b'{"error": {"code": 502}}'),
+        page("application/json", b'{"choices": [{"error": {"code": 502}, "finish_reason": "error"}]}'),
+    ],
+)  # fmt: skip
+def test_a_servers_passing_fault_costs_a_second_try_alone(fault):
+    with LabelServer(biased, faults=(fault,)) as server:
+        teacher = ChatTeacher("m", "?", CLASSES, base_url=server.url, api_key="k", orders=1)
+        assert teacher.probabilities(["a"]).shape == (1, 3)
+        assert len(server.times) == 2
+        server.faults = [fault]
+        with pytest.raises(NoReply, match=r"m at http.* \(tries: 1\)"):
+            ChatTeacher("m", "?", CLASSES, base_url=server.url, orders=1, max_retries=0).probabilities(["a"])
 
 
 def test_orders_that_were_answered_are_not_asked_again_where_a_later_one_failed():
@@ -153,10 +256,6 @@ def test_as_many_votes_as_were_asked_for_must_come_and_half_of_them_name_a_class
             with pytest.raises(ValueError, match=message):
                 teacher.probabilities(["a"])
         assert sorted(teacher.probabilities(["a"])[0]) == [0, 1]
-
-
-def page(kind, body):
-    return lambda server, handler: server.send(handler, 200, body, Content_Type=kind) or True
 
 
 def test_what_is_no_chat_completion_is_shown_with_the_address():

@@ -123,6 +123,24 @@ def test_an_answer_that_is_no_distribution_is_refused(probabilities, told):
         DecisionTeacher("m", CHOICE, base_url=server.url).probabilities(["x"])
 
 
+@pytest.mark.parametrize(
+    ("share", "taken"), [(1.0005, 1.0), (0.25, 0.25), (1.5, None), (-0.0005, None), (float("nan"), None)]
+)
+@pytest.mark.parametrize("question", [YES_NO, LABELS])
+def test_a_share_that_was_rounded_is_taken_whether_one_question_is_asked_or_several(question, share, taken):
+    def answer(request):
+        return {"answers": {name: {"noul": share} for name in request["questions"]}}
+
+    with LabelServer(answer) as server:
+        teacher = DecisionTeacher("m", question, base_url=server.url)
+        if taken is None:
+            with pytest.raises(ValueError, match="must be probabilities"):
+                teacher.probabilities(["x"])
+            return
+        found = teacher.probabilities(["x"])
+    np.testing.assert_allclose(found, [[taken, taken] if question is LABELS else [1 - taken, taken]], atol=1e-6)
+
+
 def test_a_reply_of_any_form_is_an_answer_or_an_error_that_names_the_server():
     replies, refused = [], 0
     with LabelServer(lambda request: replies.pop()) as server:

@@ -15,7 +15,7 @@ from label_server import LabelServer, too_many
 from nlpkd.labelling.kinds import make_teacher
 from nlpkd.teachers import ChatTeacher, DecisionTeacher
 from nlpkd.utils import http
-from nlpkd.utils.http import JSONClient, NoReply
+from nlpkd.utils.http import JSONClient, NoReply, NotServing
 
 KEY, PASSWORD = "plainKeyOfThisServer", "passOfThisUser"
 
@@ -174,8 +174,42 @@ def test_a_status_of_one_request_alone_is_told_from_a_server_that_does_not_reply
             with pytest.raises(ValueError, match=str(status)) as caught:
                 ask(server.url)
             assert isinstance(caught.value, NoReply) == (status not in (400, 413, 422, 451)), status
+            assert isinstance(caught.value, NotServing) == (status in (401, 403, 404, 429)), status
     with pytest.raises(NoReply):
         ask(server.url)
+
+
+def inside(error):
+    """An error in an answer of status 200."""
+    body = json.dumps({"error": error}).encode()
+    return lambda server, handler: server.send(handler, 200, body, Content_Type="application/json") or True
+
+
+def chat_again(url: str) -> None:
+    ChatTeacher("judge", "Good?", ["no", "yes"], base_url=url, api_key=KEY, max_retries=1, orders=1).answer(["a"])
+
+
+@pytest.mark.parametrize("ask", [lambda url: JSONClient(url, KEY, max_retries=1).post({}), chat_again])
+@pytest.mark.parametrize(
+    ("error", "kind", "tries"),
+    [
+        ({"message": f"overloaded {KEY}", "code": 502}, NoReply, 2),
+        ({"message": "no credits", "code": 402}, NotServing, 1),
+        ({"message": "slow down", "code": 429}, NotServing, 2),
+        ({"message": "flagged", "code": 400}, ValueError, 1),
+        ({"message": "no such route"}, NoReply, 2),
+        ({"message": "odd", "code": "429"}, NoReply, 2),
+        ({"message": "odd", "code": 7}, NoReply, 2),
+        ("no such route", NoReply, 2),
+        (["odd"], NoReply, 2),
+    ],
+)
+def test_an_error_in_an_answer_of_status_200_is_that_error_and_is_shown(ask, error, kind, tries):
+    with LabelServer(faults=[inside(error)] * 2) as server, pytest.raises(ValueError) as caught:
+        ask(server.url)
+    assert type(caught.value) is kind and len(server.times) == tries
+    shown = error["message"] if isinstance(error, dict) else "".join(error)
+    assert shown.replace(KEY, "***") in str(caught.value) and not said_of(KEY, str(caught.value))
 
 
 @pytest.mark.parametrize("asked", ["100000", "inf", formatdate(4e9)])
