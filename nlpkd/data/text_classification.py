@@ -17,7 +17,7 @@ from nlpkd.data.columns import LABEL_NAMES, Columns, check_texts, find_columns, 
 from nlpkd.data.label_names import adopt_label_names, align_labels_to_student, name_classes, name_numbers
 from nlpkd.data.labels import encode_targets
 from nlpkd.data.labels.classes import Classes, ClassWeights
-from nlpkd.data.one_split import read_measured_rows
+from nlpkd.data.one_split import read_measured_rows, without_hidden_test
 from nlpkd.data.rows import class_counts
 from nlpkd.data.soft_labels import add_missing_label_columns, add_soft_labels
 from nlpkd.data.sources import MEASURED_SPLITS, Source, read_splits, without_training_words
@@ -171,6 +171,7 @@ def _load_whole(
 ) -> TextClassificationData:
     """Make splits that were read those of a task; `may_lack` is for rows that nothing is trained on."""
     # Keep the columns that are used.
+    splits = splits if may_lack else without_hidden_test(splits, asked.label_column)
     named = asked.label_column is not None
     alone = may_lack and list(splits) == ["train"]  # What nothing is trained on is read as "train", and not called so.
     if asked.soft_label_column is not None or asked.label_names:
@@ -285,6 +286,7 @@ def _stream_train(
     available = column_names(train)
     splits, name = read_splits([{"text": ""}], validation, test, may_read=asked.may_read)[0], Path(train).name
     del splits["train"]
+    splits = without_hidden_test(splits, asked.label_column)
     try:
         columns = _find_columns(available, asked)
     except ValueError:
