@@ -342,11 +342,9 @@ def _select_columns(
 
     A test split without labels is left out where it may hide them: where it is not what is measured on.
     """
-    labels = [columns.label] if isinstance(columns.label, str) else list(columns.label)
-    used = [*columns.texts, *labels]
-    kept = {}
+    labels, kept = columns.labels, {}
     for split, data in splits.items():
-        missing = [column for column in used if column not in data.column_names]
+        missing = [column for column in columns.names if column not in data.column_names]
         hidden = may_hide and split == "test" and missing == labels
         if missing and not hidden:
             raise ValueError(f"The {split} split has no column {missing[0]!r}; its columns are {data.column_names}.")
@@ -354,7 +352,7 @@ def _select_columns(
             logger.warning("The test split is not used: it has no column %r.", labels[0])
             continue
         soft = [soft_label_column] if soft_label_column in data.column_names else []
-        kept[split] = data.select_columns([*used, *soft])
+        kept[split] = data.select_columns([*columns.names, *soft])
     return DatasetDict(kept)
 
 

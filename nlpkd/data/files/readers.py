@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,12 @@ _ROWS_AT_ONCE = 10_000
 _ESCAPED_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def stream_rows(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+def stream_rows(path: str | os.PathLike[str], may_read: MayRead = lambda _: True) -> Iterator[dict[str, Any]]:
     """Read a file row by row, in memory that does not grow with it.
 
     Args:
         path: a jsonl, csv, tsv (quotes are plain characters) or parquet file; values as `read_table` gives them.
+        may_read: whether a column of a name may be one that is read; what others hold is given as it is.
 
     Returns:
         The rows, a key for each column.
@@ -56,7 +58,7 @@ def stream_rows(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     if suffix == ".parquet":
         return _parquet_rows(path)
     if suffix == ".jsonl":
-        return _json_lines(path)
+        return _json_lines(path, may_read)
     return _rows_of_cells(path)
 
 
@@ -86,7 +88,7 @@ def read_table(path: str | os.PathLike[str], may_read: MayRead) -> pa.Table:
     if not content:
         raise ValueError(f"{path} is empty.")
     is_array = suffix == ".json" and content.startswith(b"[")
-    return table_of(_json_array(path, content) if is_array else list(_json_lines(path)), path, may_read)
+    return table_of(_json_array(path, content) if is_array else list(_json_lines(path, may_read)), path, may_read)
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[str]:
@@ -233,11 +235,12 @@ def _table_of_cells(path: Path) -> pa.Table:
 # JSON
 
 
-def _integer(digits: str) -> int:
+def _integer(digits: str) -> int | Decimal:
     try:
         return int(digits)
     except ValueError:
-        raise ValueError(f"the number {digits:.20}... has {len(digits)} digits") from None
+        # Of thousands of digits, which no column holds; whether anything reads it is not known here.
+        return Decimal(digits)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -260,7 +263,7 @@ def _json_array(path: Path, content: bytes) -> list[Any]:
         raise ValueError(f"{path} is not valid JSON: {error}.") from error
 
 
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+def _json_lines(path: Path, may_read: MayRead) -> Iterator[dict[str, Any]]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
@@ -277,13 +280,15 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
                     f"Line {number} of {path} is a {type(row).__name__}, not an object like {{'text': ..}}."
                 )
             if _ESCAPED_HALF.search(line):
-                _refuse_halves(row, number, path)
+                _refuse_halves(row, number, path, may_read)
             yield row
 
 
-def _refuse_halves(row: Mapping[str, Any], number: int, path: Path) -> None:
+def _refuse_halves(row: Mapping[str, Any], number: int, path: Path, may_read: MayRead) -> None:
     check_names(list(row), path)
     for name, value in row.items():
+        if not may_read(name):
+            continue
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
