@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nlpkd import load_text_classification
-from nlpkd.data.files.readers import class_names
+from nlpkd.data.files.readers import class_names, stream_rows
 from nlpkd.data.sources import read_splits
 
 WORDS = {"text": ["a good film", "a bad film"] * 3, "label": ["pos", "neg"] * 3}
@@ -75,6 +75,22 @@ def test_a_number_of_thousands_of_digits_is_left_out_too(kind, tmp_path):
     path = tmp_path / f"rows.{kind}"
     path.write_text("\n".join(lines) if kind == "jsonl" else f"[{', '.join(lines)}]")
     assert read_splits(path)[0]["train"].to_dict() == {"text": ["a", "b"], "label": [0, 1]}
+
+
+@pytest.mark.parametrize("content", ["text,label,,\na,x,,\nb,y,,\n", ",text,label, \n0,a,x,\n1,b,y,stray\n"])
+def test_columns_without_a_name_are_left_out_where_there_are_several(content, tmp_path, caplog):
+    for suffix, delimiter in ((".csv", ","), (".tsv", "\t")):
+        path = tmp_path / f"rows{suffix}"
+        path.write_text(content.replace(",", delimiter))
+        expected = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
+        caplog.clear()
+        assert read_splits(path)[0]["train"].to_list() == expected == list(stream_rows(path))
+        assert caplog.text.count("2 columns without a name are left out") == 1
+        path.write_text("label,text,\nx,a\n".replace(",", delimiter))
+        with pytest.raises(ValueError, match="Line 2 of .* has 2 cells, and the header has 3"):
+            read_splits(path)
+    (tmp_path / "index.csv").write_text(",text\n0,a\n")
+    assert read_splits(tmp_path / "index.csv")[0]["train"].to_list() == [{"": "0", "text": "a"}]
 
 
 @pytest.mark.parametrize("argument", ["text_column", "label_column", "soft_label_column"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,9 @@ from datasets import ClassLabel
 from nlpkd.data.columns import BLANK, HALF
 from nlpkd.data.files.tables import MayRead, check_names, feature_of, table_of
 from nlpkd.utils.field_types import with_home
+
+logger = logging.getLogger(__name__)
+
 
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
@@ -165,14 +169,17 @@ def _not_utf8(path: Path) -> ValueError:
 # csv and tsv
 
 
-def _cells(path: Path) -> Iterator[list[str]]:
-    """Read the header and then the rows, each of as many cells as the header; empty lines are passed over."""
+def _cells(path: Path, tell: bool = False) -> Iterator[list[str]]:
+    """Read the header and then the rows, each of as many cells as the header; empty lines are passed over.
+
+    Where several columns have no name they are left out, since nothing could say which of them it reads.
+    """
     delimiter = _DELIMITERS[path.suffix.lower()]
     # Quotes of a tsv are plain characters, as GLUE has them.
     quoting: Any = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
     # Cells may be as long as they are; the limit is one of the process, so it is never lowered.
     csv.field_size_limit(max(csv.field_size_limit(), LARGEST_FILE))
-    header: list[str] = []
+    header, named = list[str](), list[int]()
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
@@ -180,8 +187,12 @@ def _cells(path: Path) -> Iterator[list[str]]:
                 if not header:
                     if not any(map(str.strip, cells)):
                         continue
-                    header = cells
-                    check_names(header, path)
+                    header, named = cells, [place for place, name in enumerate(cells) if name.strip()]
+                    if len(header) - len(named) < 2:
+                        named = list(range(len(header)))
+                    elif tell:
+                        logger.warning("%s: %d columns without a name are left out.", path, len(header) - len(named))
+                    check_names([header[place] for place in named], path)
                     if len(header) == 1:
                         _refuse_other_delimiter(path, delimiter)
                 elif len(cells) != len(header):
@@ -189,7 +200,7 @@ def _cells(path: Path) -> Iterator[list[str]]:
                         f"Line {reader.line_num} of {path} has {len(cells)} cells, and the header has {len(header)}: "
                         f"put a text that holds {delimiter!r} in quotes (csv), or check that it is the right file."
                     )
-                yield cells
+                yield cells if len(named) == len(header) else [cells[place] for place in named]
     except UnicodeDecodeError:
         raise _not_utf8(path) from None
     except csv.Error as error:
@@ -224,7 +235,7 @@ def _table_of_cells(path: Path) -> pa.Table:
             f"{path} has {size} bytes, and {LARGEST_FILE} is the most that is read whole: write the file as "
             "parquet, or, to train on it, stream it (streaming=True)."
         )
-    cells = _cells(path)
+    cells = _cells(path, tell=True)
     header = next(cells)
     tables = [pa.table([pa.array([], pa.string())] * len(header), names=header)]
     while rows := list(islice(cells, _ROWS_AT_ONCE)):
