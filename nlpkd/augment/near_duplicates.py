@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
+from nlpkd.data.splits.plain_text import plain_text
 from nlpkd.utils.field_types import plain_arguments
 
 Row: TypeAlias = tuple[str, ...]
@@ -17,11 +17,6 @@ RUN = 4
 
 
 THRESHOLD = 0.7
-
-
-def plain(text: str) -> str:
-    """Return a text without case, blanks and differences of Unicode form."""
-    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def shingles(text: str) -> set[str]:
@@ -42,7 +37,7 @@ def similarity(first: str, second: str) -> float:
     Returns:
         0 to 1. With a tenth of the words of a sentence replaced it is about 0.7.
     """
-    return _jaccard(shingles(plain(first)), shingles(plain(second)))
+    return _jaccard(shingles(plain_text(first)), shingles(plain_text(second)))
 
 
 def _jaccard(one: set[str], other: set[str]) -> float:
@@ -66,7 +61,7 @@ class NearDuplicates:
     @plain_arguments
     def __init__(self, rows: Iterable[Sequence[str]], threshold: float = THRESHOLD):
         self.threshold = threshold
-        self._rows = list(dict.fromkeys(tuple(map(plain, row)) for row in rows))
+        self._rows = list(dict.fromkeys(tuple(map(plain_text, row)) for row in rows))
         # The first texts alone are looked up, the others compared.
         runs = [shingles(row[0]) for row in self._rows]
         self._sizes = [len(each) for each in runs]
@@ -79,7 +74,7 @@ class NearDuplicates:
     def __contains__(self, row: object) -> bool:
         if not self._rows:
             return False
-        texts = [shingles(plain(text)) for text in row]  # type: ignore[attr-defined]
+        texts = [shingles(plain_text(text)) for text in row]  # type: ignore[attr-defined]
         size = len(texts[0])
         return any(
             # Sets of sizes further apart have less in common than that.

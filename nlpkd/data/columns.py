@@ -47,6 +47,16 @@ class Columns:
         """The columns of the texts: one, or two of pairs."""
         return [self.text] if self.text_pair is None else [self.text, self.text_pair]
 
+    @property
+    def labels(self) -> list[str]:
+        """The columns of the labels: one, or one a label."""
+        return [self.label] if isinstance(self.label, str) else list(self.label)
+
+    @property
+    def names(self) -> list[str]:
+        """All of these columns."""
+        return [*self.texts, *self.labels]
+
 
 def find_columns(
     available: Sequence[str],

@@ -6,13 +6,14 @@ import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from datasets import Dataset, DatasetDict
 
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import LABEL_NAMES, usual_form
 from nlpkd.data.files.tables import MayRead
-from nlpkd.data.labels.kind import is_missing, whole_number
+from nlpkd.data.labels.kind import is_missing, parse_list, whole_number
 from nlpkd.data.sources import (
     MAY_READ,
     SPLIT_NAMES,
@@ -160,15 +161,45 @@ def _choose(usable: Sequence[str], hidden: Sequence[str], wanted: Sequence[str],
     )
 
 
+def without_hidden_test(splits: DatasetDict, label_column: str | Sequence[str] | None) -> DatasetDict:
+    """Leave out a test split whose labels are all hidden, with a warning, whatever the task.
+
+    Args:
+        splits: under "train", "validation" and "test".
+        label_column: the label's column, or one a label; usual names if None.
+
+    Returns:
+        The splits; "test" among them unless each of its labels is -1 or null, as GLUE has them.
+    """
+    labels = _label_columns(splits, label_column)
+    if "test" not in splits or labels.isdisjoint(splits["test"].column_names) or not _lacks(splits["test"], labels):
+        return splits
+    logger.warning("The test split is not used: its labels are hidden (all of them are -1 or null).")
+    return DatasetDict({split: rows for split, rows in splits.items() if split != "test"})
+
+
 def _hidden(splits: Mapping[str, Dataset], label_column: str | Sequence[str] | None) -> list[str]:
     """Return the test splits that lack the labels which others have: no column of them, or all are -1 or null."""
-    named = {label_column} if isinstance(label_column, str) else set(label_column or ())
-    columns = {column for rows in splits.values() for column in rows.column_names}
-    labels = named or {column for column in columns if usual_form(column) in LABEL_NAMES}
+    labels = _label_columns(splits, label_column)
     return [split for split, rows in splits.items() if usual_form(split).startswith("test") and _lacks(rows, labels)]
 
 
+def _label_columns(splits: Mapping[str, Dataset], named: str | Sequence[str] | None) -> set[str]:
+    """Return the columns of labels: those that are named, or all of usual names."""
+    if named:
+        return {named} if isinstance(named, str) else set(named)
+    columns = {column for rows in splits.values() for column in rows.column_names}
+    return {column for column in columns if usual_form(column) in LABEL_NAMES}
+
+
 def _lacks(rows: Dataset, labels: set[str]) -> bool:
-    there = labels.intersection(rows.column_names)
-    values = [value for column in there for value in rows.with_format(None)[column][:]]
-    return bool(labels) and all(is_missing(value) or whole_number(value) == -1 for value in values)
+    there = sorted(labels.intersection(rows.column_names))
+    return bool(labels) and all(_is_hidden(value) for column in there for value in rows.with_format(None)[column][:])
+
+
+def _is_hidden(label: Any) -> bool:
+    """Check whether a label is none: -1, null, or a list of these, however it is written."""
+    listed = parse_list(label) if isinstance(label, str) else label
+    if isinstance(listed, list) and listed:
+        return all(map(_is_hidden, listed))
+    return is_missing(label) or whole_number(label) == -1

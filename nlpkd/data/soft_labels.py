@@ -59,10 +59,8 @@ def add_soft_labels(
         The rows with `teacher_logits`, float32 `(labels,)` each, which carries the labels' names.
 
     Raises:
-        ValueError: if there is no such column, or a value is not what it should be; row and value are named.
+        ValueError: if a value is not what it should be; row and value are named.
     """
-    if column not in rows.column_names:
-        raise ValueError(f"The {split} split has no column {column!r}; its columns are {rows.column_names}.")
     ids = {name: number for number, name in id2label.items()}
 
     def logits(value: Any, row: int) -> dict[str, list[float]]:
@@ -93,7 +91,40 @@ def add_soft_labels(
     )
 
 
-def add_missing_label_columns(splits: DatasetDict, asked: DataArguments) -> tuple[DatasetDict, DataArguments]:
+def take_soft_labels(splits: DatasetDict, asked: DataArguments) -> tuple[DatasetDict, dict[str, Dataset]]:
+    """Take the column of soft labels out of the splits, so that nothing else meets its name.
+
+    Where held-out rows have gold labels in a column of this name, these stay: texts, numbers or lists of texts in what
+    is their only column of labels.
+
+    Args:
+        splits: as they were read.
+        asked: how they are read.
+
+    Returns:
+        The splits without soft labels, and the column alone of each split that has it; none where none is asked for.
+
+    Raises:
+        ValueError: if the training rows have no such column.
+    """
+    column = asked.soft_label_column
+    if column is None:
+        return splits, {}
+    if column not in splits["train"].column_names:
+        raise ValueError(f"The train split has no column {column!r}; its columns are {splits['train'].column_names}.")
+    having = {split: data for split, data in splits.items() if column in data.column_names}
+    soft = {
+        split: data.select_columns(column)
+        for split, data in having.items()
+        if split == "train" or not _is_gold(data, column, asked.label_column)
+    }
+    others = {split: data.remove_columns(column) if split in soft else data for split, data in splits.items()}
+    return DatasetDict(others), soft
+
+
+def add_missing_label_columns(
+    splits: DatasetDict, asked: DataArguments, soft: Mapping[str, Dataset]
+) -> tuple[DatasetDict, DataArguments]:
     """Let soft labels or a teacher say what the classes are, where rows have no column of gold labels.
 
     Training rows without one get a label column in which every row is unlabelled. It has the name of the other splits'
@@ -101,8 +132,9 @@ def add_missing_label_columns(splits: DatasetDict, asked: DataArguments) -> tupl
     are unlabelled likewise.
 
     Args:
-        splits: as they were read.
+        splits: as they were read, without soft labels.
         asked: how they are read, with a `soft_label_column` or `label_names`.
+        soft: the soft labels of the splits that have some; see `take_soft_labels`.
 
     Returns:
         Both, unchanged where all rows have a label column, and without soft labels where no held-out rows have one.
@@ -111,13 +143,10 @@ def add_missing_label_columns(splits: DatasetDict, asked: DataArguments) -> tupl
         ValueError: if the soft labels name no classes, or gold labels of other splits are numbers where these, or a
             teacher, have names.
     """
-    train, column = splits["train"], asked.soft_label_column
+    train = splits["train"]
     given = [asked.label_column] if isinstance(asked.label_column, str) else list(asked.label_column or ())
-    usual = [name for name in train.column_names if usual_form(name) in LABEL_NAMES and name != column]
+    usual = [name for name in train.column_names if usual_form(name) in LABEL_NAMES]
     has_gold = bool(set(given) & set(train.column_names) or (usual and not given))
-    soft = column is not None
-    if soft and column not in train.column_names:
-        return splits, asked
     # What the splits call their labels, and which task these make.
     others = {split: data for split, data in splits.items() if split != "train"}
     known = [name for data in others.values() for name in data.column_names if usual_form(name) in LABEL_NAMES]
@@ -142,8 +171,8 @@ def add_missing_label_columns(splits: DatasetDict, asked: DataArguments) -> tupl
             raise ValueError(
                 "training rows without gold labels are for classes, in one label column of the other splits"
             )
-        names = list(asked.label_names) or _names_in(train, str(column))
-        ordered = bool(asked.label_names) or Classes.of_feature(train.features[column]) is not None
+        names = list(asked.label_names) or _names_in(soft["train"])
+        ordered = bool(asked.label_names) or Classes.of_feature(*soft["train"].features.values()) is not None
         by_user = bool(asked.label_names) and not isinstance(asked.label_names, NamesOfModel)
         if not by_user and (task == SINGLE_LABEL or not ordered):
             # A teacher that labelled these rows says the names itself.
@@ -159,9 +188,23 @@ def add_missing_label_columns(splits: DatasetDict, asked: DataArguments) -> tupl
     # Where there is no gold label at all, held-out rows get one too.
     if not held_out:
         kind = feature if isinstance(feature, (ClassLabel, List)) else Value("int64")
-        marked = {split: data for split, data in others.items() if column in data.column_names}
+        marked = {split: data for split, data in others.items() if split in soft}
         splits = DatasetDict({**splits, **{split: unlabelled(data, kind) for split, data in marked.items()}})
     return splits, asked
+
+
+def _is_gold(rows: Dataset, column: str, label_column: str | Sequence[str] | None) -> bool:
+    """Check whether held-out rows have gold labels in a column that is called as the soft labels are."""
+    usual = [name for name in rows.column_names if usual_form(name) in LABEL_NAMES]
+    if column != label_column and (label_column is not None or usual != [column]):
+        return False
+    value = next((value for value in rows[column] if not is_missing(value)), None)
+    try:
+        value = _parsed(value)
+    except (ValueError, RecursionError):
+        return True
+    of_numbers = isinstance(value, (list, tuple)) and not all(isinstance(each, str) for each in value)
+    return not (of_numbers or isinstance(value, Mapping))
 
 
 def _has_texts(train: Dataset, asked: DataArguments) -> bool:
@@ -172,9 +215,9 @@ def _has_texts(train: Dataset, asked: DataArguments) -> bool:
     return bool(plain & TEXT_NAMES) or bool(find_pairs(train.column_names))
 
 
-def _names_in(rows: Dataset, column: str) -> list[str]:
+def _names_in(rows: Dataset) -> list[str]:
     """Read the names of the classes from a column of soft labels; sorted where they have no order."""
-    feature = rows.features[column]
+    [(column, feature)] = rows.features.items()
     if isinstance(feature, dict):
         return list(feature)
     if classes := Classes.of_feature(feature):

@@ -21,6 +21,7 @@ from nlpkd.data.arguments import DataArguments
 from nlpkd.data.columns import BLANK, MAX_CLASSES, ROW, Columns
 from nlpkd.data.files.readers import class_names, stream_rows
 from nlpkd.data.files.tables import to_column
+from nlpkd.data.files.unchanged import FileState, file_state, unchanged_rows
 from nlpkd.data.labels import encode_labels
 from nlpkd.data.labels.kind import read_kind
 from nlpkd.data.labels.lengths import UNGROUPED_ABOVE, length_share
@@ -52,6 +53,7 @@ class FileSummary:
         ids: class id of each label, as the file writes it; -100 where a row has none.
         names: names of the classes by id.
         truncated: rows that lose tokens, by the prefix of the tokenizer's columns.
+        state: of the file before it was read.
         reason: why the labels are classes; empty where the values were not asked.
         held_out: the splits that are read whole, with the file's class ids in the column "labels".
     """
@@ -60,6 +62,7 @@ class FileSummary:
     ids: Mapping[Any, int]
     names: list[str]
     truncated: Mapping[str, int]
+    state: FileState
     reason: str = ""
     held_out: DatasetDict = field(default_factory=DatasetDict)
 
@@ -233,7 +236,7 @@ class TextStream(IterableDataset):
 
     def raw_texts(self) -> Iterator[str]:
         """Read all texts, in the file's order."""
-        return (row[name] for row in stream_rows(self.path) for name in self.columns.texts)
+        return (row[name] for row in self._file_rows() for name in self.columns.texts)
 
     def _with(self, **attributes: Any) -> TextStream:
         stream = copy.copy(self)
@@ -243,8 +246,11 @@ class TextStream(IterableDataset):
     def _label_of(self, row: Mapping[str, Any]) -> int:
         return self.summary.ids[_label_in(row, self.columns)]
 
+    def _file_rows(self) -> Iterator[Mapping[str, Any]]:
+        return unchanged_rows(self.path, self.summary.state, self.columns.names.__contains__)
+
     def _rows_of_file(self) -> Iterator[Mapping[str, Any]]:
-        for number, row in enumerate(stream_rows(self.path)):
+        for number, row in enumerate(self._file_rows()):
             if not self.labelled_only or self._label_of(row) != UNLABELLED:
                 yield {**row, ROW: number}
 
@@ -279,7 +285,8 @@ def summarize_file(
     first: dict[tuple[type, Any], int] = {}
     rows_by_label: Counter[Any] = Counter()
     truncated: Counter[str] = Counter()
-    rows = enumerate(tqdm(stream_rows(path), desc=f"Checking {path.name}", disable=None))
+    stream, state = stream_rows(path, columns.names.__contains__), file_state(path)
+    rows = enumerate(tqdm(stream, desc=f"Checking {path.name}", disable=None))
     while batch := list(islice(rows, _CHECKED_ROWS)):
         for number, row in batch:
             label = _checked_label(path, columns, number, row)
@@ -315,7 +322,7 @@ def summarize_file(
         raise ValueError(str(error) if held_out else f"{path}: {error}") from None
     ids = dict(zip(examples[columns.label], encoded.pop("train")["labels"], strict=True))
     reason = kind.reason if asked.problem_type is None else ""
-    return FileSummary(rows_by_label, ids, list(feature.names), truncated, reason, encoded)
+    return FileSummary(rows_by_label, ids, list(feature.names), truncated, state, reason, encoded)
 
 
 def _checked_label(path: Path, columns: Columns, number: int, row: Mapping[str, Any]) -> Any:
@@ -363,7 +370,7 @@ def column_names(path: str | os.PathLike[str]) -> list[str]:
         ValueError: if the file can't be read or has no rows.
     """
     path = Path(path)
-    rows = stream_rows(path)
+    rows = stream_rows(path, may_read=lambda _: False)
     first = next(rows, None)
     if first is None:
         raise ValueError(f"{path} has no rows.")

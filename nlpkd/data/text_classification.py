@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import DatasetDict
+from datasets import DatasetDict, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from nlpkd.data.arguments import DataArguments
@@ -18,9 +18,9 @@ from nlpkd.data.label_names import adopt_label_names, align_labels_to_student, n
 from nlpkd.data.labels import encode_targets
 from nlpkd.data.labels.classes import Classes, ClassWeights
 from nlpkd.data.labels.labellers import other_labellers
-from nlpkd.data.one_split import read_measured_rows
+from nlpkd.data.one_split import read_measured_rows, without_hidden_test
 from nlpkd.data.rows import class_counts
-from nlpkd.data.soft_labels import add_missing_label_columns, add_soft_labels
+from nlpkd.data.soft_labels import add_missing_label_columns, add_soft_labels, take_soft_labels
 from nlpkd.data.sources import MEASURED_SPLITS, Source, read_splits, without_training_words
 from nlpkd.data.splits.held_out import hold_out_validation, tell_contradictions
 from nlpkd.data.streaming import TextStream, column_names
@@ -174,22 +174,23 @@ def _load_whole(
 ) -> TextClassificationData:
     """Make splits that were read those of a task; `may_lack` is for rows that nothing is trained on."""
     # Keep the columns that are used.
+    splits = splits if may_lack else without_hidden_test(splits, asked.label_column)
     named = asked.label_column is not None
     alone = may_lack and list(splits) == ["train"]  # What nothing is trained on is read as "train", and not called so.
-    if asked.soft_label_column is not None or asked.label_names:
-        splits, asked = add_missing_label_columns(splits, asked)
-    columns = _find_columns(splits["train"].column_names, asked)
     others = other_labellers(splits, asked.soft_label_column)
-    splits = _select_columns(splits, columns, asked.soft_label_column, may_hide=not may_lack)
+    splits, soft = take_soft_labels(splits, asked)
+    if soft or asked.label_names:
+        splits, asked = add_missing_label_columns(splits, asked, soft)
+    columns = _find_columns(splits["train"].column_names, asked)
+    splits = _select_columns(splits, columns, may_hide=not may_lack)
     # Settle the task by its labels; soft labels become logits in their order.
     targets = encode_targets(splits, columns.label, asked.problem_type, asked.label_names, may_lack, named)
     reason = targets.reason.replace(" of the train split", "") if alone else targets.reason
     _tell_kind(name, columns, targets.problem_type, reason)
     splits, id2label = targets.splits, Classes.of(targets.names).id2label
-    if asked.soft_label_column is not None:
-        soft, task = asked.soft_label_column, targets.problem_type
-        for split in [each for each, data in splits.items() if each == "train" or soft in data.column_names]:
-            splits[split] = add_soft_labels(splits[split], soft, id2label, split, task)
+    for split in [each for each in splits if each in soft]:
+        logits = add_soft_labels(soft[split], str(asked.soft_label_column), id2label, split, targets.problem_type)
+        splits[split] = concatenate_datasets([splits[split], logits], axis=1)
     # Check the texts, hold out validation rows, and tokenise.
     _check_all_texts(splits, columns)
     if not may_lack and targets.problem_type != REGRESSION:
@@ -290,6 +291,7 @@ def _stream_train(
     available = column_names(train)
     splits, name = read_splits([{"text": ""}], validation, test, may_read=asked.may_read)[0], Path(train).name
     del splits["train"]
+    splits = without_hidden_test(splits, asked.label_column)
     try:
         columns = _find_columns(available, asked)
     except ValueError:
@@ -332,26 +334,21 @@ def _find_columns(available: Sequence[str], asked: DataArguments) -> Columns:
     return columns
 
 
-def _select_columns(
-    splits: DatasetDict, columns: Columns, soft_label_column: str | None = None, may_hide: bool = True
-) -> DatasetDict:
-    """Keep the columns that are used, the same ones in every split; held-out rows may lack soft labels.
+def _select_columns(splits: DatasetDict, columns: Columns, may_hide: bool = True) -> DatasetDict:
+    """Keep the columns that are used, the same ones in every split.
 
     A test split without labels is left out where it may hide them: where it is not what is measured on.
     """
-    labels = [columns.label] if isinstance(columns.label, str) else list(columns.label)
-    used = [*columns.texts, *labels]
-    kept = {}
+    labels, kept = columns.labels, {}
     for split, data in splits.items():
-        missing = [column for column in used if column not in data.column_names]
+        missing = [column for column in columns.names if column not in data.column_names]
         hidden = may_hide and split == "test" and missing == labels
         if missing and not hidden:
             raise ValueError(f"The {split} split has no column {missing[0]!r}; its columns are {data.column_names}.")
         if hidden:
             logger.warning("The test split is not used: it has no column %r.", labels[0])
             continue
-        soft = [soft_label_column] if soft_label_column in data.column_names else []
-        kept[split] = data.select_columns([*used, *soft])
+        kept[split] = data.select_columns(columns.names)
     return DatasetDict(kept)
 
 

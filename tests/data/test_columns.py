@@ -167,16 +167,6 @@ def test_a_split_of_digits_matches_a_train_split_of_strings():
     assert encoded(["1", "x", "x"], ["1"])[0]["validation"] == [0]
 
 
-@pytest.mark.parametrize("hidden", [[-1, -1], [None, None]])
-def test_a_test_split_with_hidden_labels_is_dropped_with_one_warning(caplog, hidden):
-    assert set(encoded([0, 1], [1], hidden, feature=Value("int64"))[0]) == {"train", "validation"}
-    assert [record.levelname for record in caplog.records] == ["WARNING"] and "hidden" in caplog.text
-
-
-def test_hidden_labels_of_a_named_class_are_dropped_too():
-    assert set(encoded([0, 1], [1], [-1, -1], feature=ClassLabel(names=["a", "b"]))[0]) == {"train", "validation"}
-
-
 @pytest.mark.parametrize(
     "splits, message",
     [

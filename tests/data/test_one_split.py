@@ -9,8 +9,9 @@ import logging
 from itertools import permutations
 
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict
 
+from nlpkd import load_text_classification
 from nlpkd.data.arguments import DataArguments
 from nlpkd.data.one_split import read_measured_rows, read_one_split
 from nlpkd.data.sources import MEASURED_SPLITS
@@ -86,6 +87,44 @@ def test_a_test_split_whose_labels_are_hidden_is_passed_over(held_out, caplog):
     assert measured(without)[0] == held_out
     renamed = splits("train", held_out, "test", hidden=["test"]).rename_column("label", "y")
     assert measured(renamed, label_column="y")[0] == held_out
+
+
+@pytest.mark.parametrize(
+    ("train", "hidden"),
+    [
+        (["a", "b"], [-1, -1]),
+        (["a", "b"], ["-1", ""]),
+        ([0, 1], [None, -1]),
+        ([0.5, 1.0], [-1.0, -1.0]),
+        (["0.5", "1.5"], ["-1.0", "-1"]),
+        ([0.5, 1.0], [None, None]),
+        ([["a"], ["a", "b"]], [None, None]),
+        ([[0, 1], [1, 1]], [[-1, -1], [-1, -1]]),
+        (["[0, 1]", "[1, 1]"], ["[-1, -1]", ""]),
+    ],
+)
+def test_training_leaves_out_the_test_split_that_measuring_passes_over(train, hidden, tokenizer, caplog):
+    labels = {"train": train, "validation": train, "test": hidden}
+    source = DatasetDict({name: Dataset.from_dict({"text": [name] * 2, "label": labels[name]}) for name in labels})
+    assert measured(source)[0] == "validation"
+    caplog.clear()
+    assert list(load_text_classification(source, tokenizer=tokenizer)) == ["train", "validation"]
+    assert caplog.text.count("its labels are hidden") == 1
+
+
+def test_label_columns_and_numbered_classes_may_be_hidden_too(tokenizer):
+    def rows(*columns):
+        made = Dataset.from_dict({"text": ["a", "b"], **dict.fromkeys(columns, [0, 1])})
+        hidden = Dataset.from_dict({"text": ["a", "b"], **dict.fromkeys(columns, [-1, -1])})
+        return DatasetDict(train=made, test=hidden)
+
+    jigsaw = load_text_classification(rows("y", "z"), tokenizer=tokenizer, label_column=["y", "z"])
+    glue = load_text_classification(rows("label").cast_column("label", ClassLabel(2)), tokenizer=tokenizer)
+    assert list(jigsaw) == list(glue) == ["train"]
+    partly = rows("y", "z")
+    partly["test"] = partly["test"].map(lambda row, number: {"z": number - 1}, with_indices=True)
+    with pytest.raises(ValueError, match="of the test split"):
+        load_text_classification(partly, tokenizer=tokenizer, label_column=["y", "z"])
 
 
 def test_the_rows_that_are_trained_on_are_not_taken_in_place_of_a_hidden_test_split():

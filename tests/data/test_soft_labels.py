@@ -101,11 +101,57 @@ def test_a_label_that_comes_twice_in_a_pipeline_s_list_is_refused():
         converted(twice)
 
 
-def test_an_unknown_label_and_a_missing_column_are_named():
+def test_an_unknown_label_and_a_missing_column_are_named(tokenizer):
     with pytest.raises(ValueError, match="there is no label 'positive'"):
         converted({"positive": 1.0})
-    with pytest.raises(ValueError, match="no column 'votes'"):
-        add_soft_labels(Dataset.from_dict({"scores": [[1.0, 0.0, 0.0]]}), "votes", NAMES)
+    with pytest.raises(ValueError, match="train split has no column 'votes'; its columns are .'text', 'label'"):
+        load_text_classification(raw_rows(4), tokenizer=tokenizer, soft_label_column="votes")
+
+
+VOTES = [{"neg": 0.2, "pos": 0.8}, {"neg": 0.7, "pos": 0.3}, {"neg": 0.4, "pos": 0.6}]
+GOLD = ["pos", "neg", "neg"]
+
+
+def read(tokenizer, train, validation, soft, **asked):
+    """What is read of the columns of two splits; train's rows in another order than they are stored."""
+    rows, held_out = (Dataset.from_dict({"text": ["a", "b", "c"], **columns}) for columns in (train, validation))
+    data = load_text_classification(
+        rows.select([2, 0, 1]), held_out, tokenizer=tokenizer, soft_label_column=soft, **asked
+    )
+    probabilities = np.exp(data["train"][TEACHER_LOGITS][:])
+    assert probabilities == pytest.approx(np.array([[0.4, 0.6], [0.2, 0.8], [0.7, 0.3]]))
+    assert list(data.id2label.values()) == ["neg", "pos"] and data["train"]["text"][:] == ["c", "a", "b"]
+    return data["train"]["labels"][:], data["validation"]
+
+
+@pytest.mark.parametrize("name", ["label", "Labels", "labels", "target", "comment", "length", TEACHER_LOGITS])
+@pytest.mark.parametrize("gold", [None, "label", "labels"])
+def test_a_column_of_soft_labels_may_be_called_as_it_likes(name, gold, tokenizer):
+    known = {} if gold in (None, name) else {gold: GOLD}
+    labels, held_out = read(tokenizer, known | {name: VOTES}, known or {"stars": GOLD}, name)
+    assert labels == ([0, 1, 0] if known else [-100] * 3) and held_out["labels"][:] == [1, 0, 0]
+
+
+@pytest.mark.parametrize("form", [dict, json.dumps])
+@pytest.mark.parametrize("asked", [{}, {"label_column": "label"}])
+def test_held_out_gold_labels_may_be_called_as_the_soft_labels_are(form, asked, tokenizer):
+    votes = list(map(form, VOTES))
+    labels, held_out = read(tokenizer, {"label": votes}, {"label": GOLD}, "label", **asked)
+    assert labels == [-100] * 3 and held_out["labels"][:] == [1, 0, 0]
+    # And soft labels of held-out rows are read as such.
+    held_out = read(tokenizer, {"label": votes}, {"label": votes}, "label", **asked)[1]
+    assert np.exp(held_out[TEACHER_LOGITS][0]) == pytest.approx([0.2, 0.8]) and held_out["labels"][:] == [-100] * 3
+
+
+def test_several_held_out_gold_labels_may_be_called_as_the_soft_labels_are(tokenizer):
+    several = [["pos"], ["neg", "pos"], ["neg"]]
+    data = load_text_classification(
+        [{"text": "a", "labels": votes} for votes in VOTES],
+        [{"text": "a", "labels": labels} for labels in several],
+        tokenizer=tokenizer,
+        soft_label_column="labels",
+    )
+    assert data["validation"]["labels"][:] == [[0, 1], [1, 1], [1, 0]]
 
 
 def test_a_student_learns_from_the_columns_of_a_file_without_any_model_as_teacher(tmp_path, tokenizer, settings):

@@ -135,7 +135,7 @@ def test_rows_are_those_of_reading_the_file_whole(tmp_path, kind):
             ['{"text": "a", "label": 0}', '{"text": "b", "label": 1%s}' % ("0" * 30)],
             "'label' of .*row 1 holds 10{30},",
         ),
-        (['{"text": "a", "label": %s}' % ("7" * 5000)], "Line 1 of .* the number 7{20}... has 5000 digits"),
+        (['{"text": "a", "label": %s}' % ("7" * 5000)], "'label' of .*row 0 holds .*7{20}.*no column"),
         (['{"text": "a", "label": 0}', '{"text": "b", "label": "%s"}' % ("[" * 100_000)], "mix int .row 0. and str"),
         (['{"text": "a", "label": "%s"}' % ("[" * 100_000)], r"rows.jsonl: Label '\[{79} .row 0 .* 100000 letters"),
         (['{"text": "a", "label": ["x"]}'], "Row 0 of .* has the label"),
@@ -149,6 +149,42 @@ def test_what_is_wrong_is_told_by_its_row(tmp_path, tokenizer, lines, message):
     path.write_text("\n".join(lines))
     with pytest.raises(ValueError, match=message):
         load(path, tokenizer=tokenizer, streaming=True)
+
+
+def test_a_stream_reads_beside_a_column_that_no_table_can_hold(tmp_path, tokenizer):
+    path = write(tmp_path / "rows.jsonl", 20)
+    plain = seen(load(path, tokenizer=tokenizer, streaming=True)["train"])
+    odd = ['"\\ud83d"', '{"a": ["\\ud83d"]}', "7" * 5000, "null"]
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(f'{{"bio": {odd[row % 4]}, {line[1:]}' for row, line in enumerate(lines)))
+    stream = load(path, tokenizer=tokenizer, streaming=True)["train"]
+    assert seen(stream) == plain == seen(load(path, tokenizer=tokenizer)["train"])
+    assert len(list(stream.raw_texts())) == 20
+
+
+CHANGES = {
+    "a row of a new class": lambda lines: [*lines, '{"text": "new", "label": "new"}\n'],
+    "a row without a label": lambda lines: [*lines, '{"text": "new"}\n'],
+    "a row without a text": lambda lines: [*lines, '{"text": null, "label": "pos"}\n'],
+    "a blank text": lambda lines: [*lines, '{"text": " ", "label": "pos"}\n'],
+    "fewer rows": lambda lines: lines[:8],
+    "other rows of the same size": lambda lines: lines[::-1],
+    "half a line": lambda lines: [*lines, '{"text": "ne'],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_file_that_was_written_to_since_it_was_checked_is_refused(change, stream):
+    lines = stream.path.read_text().splitlines(keepends=True)
+    begun = iter(stream._with(buffer_rows=110))
+    next(begun)
+    stream.path.write_text("".join(CHANGES[change](lines)))
+    for read in (stream, begun, stream.labelled(), stream.raw_texts()):
+        with pytest.raises(ValueError, match="rows.jsonl has changed since it was checked"):
+            list(read)
+    for read in (stream.head, stream.sample):
+        with pytest.raises(ValueError, match="has changed since it was checked"):
+            read(4)
 
 
 @pytest.mark.parametrize(

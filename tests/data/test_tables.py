@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nlpkd import load_text_classification
-from nlpkd.data.files.readers import class_names
+from nlpkd.data.files.readers import class_names, stream_rows
 from nlpkd.data.sources import read_splits
 
 WORDS = {"text": ["a good film", "a bad film"] * 3, "label": ["pos", "neg"] * 3}
@@ -34,6 +34,8 @@ VALUES = {
     "lists and texts": [["a"], "b"] * 3,
     "a large number": [1, 10**30] * 3,
     "objects of two kinds": [{"a": 1}, {"a": "x"}] * 3,
+    "half of a character": ["\ud83d", ""] * 3,
+    "half of a character in an object": [{"a": ["\ud83d"]}, None] * 3,
 }
 SOURCES = {
     **{f"frame: {name}": pd.DataFrame(WORDS | {"odd": column}) for name, column in PANDAS.items()},
@@ -67,9 +69,33 @@ def test_a_column_that_nothing_reads_is_left_out_and_named(source, tokenizer, ca
     assert data["train"]["text"][:] == WORDS["text"] and data["train"]["labels"][:] == [1, 0] * 3
 
 
+@pytest.mark.parametrize("kind", ["json", "jsonl"])
+def test_a_number_of_thousands_of_digits_is_left_out_too(kind, tmp_path):
+    lines = ['{"text": "a", "odd": %s, "label": 0}' % ("7" * 5000), '{"text": "b", "label": 1}']
+    path = tmp_path / f"rows.{kind}"
+    path.write_text("\n".join(lines) if kind == "jsonl" else f"[{', '.join(lines)}]")
+    assert read_splits(path)[0]["train"].to_dict() == {"text": ["a", "b"], "label": [0, 1]}
+
+
+@pytest.mark.parametrize("content", ["text,label,,\na,x,,\nb,y,,\n", ",text,label, \n0,a,x,\n1,b,y,stray\n"])
+def test_columns_without_a_name_are_left_out_where_there_are_several(content, tmp_path, caplog):
+    for suffix, delimiter in ((".csv", ","), (".tsv", "\t")):
+        path = tmp_path / f"rows{suffix}"
+        path.write_text(content.replace(",", delimiter))
+        expected = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
+        caplog.clear()
+        assert read_splits(path)[0]["train"].to_list() == expected == list(stream_rows(path))
+        assert caplog.text.count("2 columns without a name are left out") == 1
+        path.write_text("label,text,\nx,a\n".replace(",", delimiter))
+        with pytest.raises(ValueError, match="Line 2 of .* has 2 cells, and the header has 3"):
+            read_splits(path)
+    (tmp_path / "index.csv").write_text(",text\n0,a\n")
+    assert read_splits(tmp_path / "index.csv")[0]["train"].to_list() == [{"": "0", "text": "a"}]
+
+
 @pytest.mark.parametrize("argument", ["text_column", "label_column", "soft_label_column"])
 def test_a_column_that_is_asked_for_is_refused_with_its_reason(source, argument, tokenizer):
-    with pytest.raises(ValueError, match="Column 'odd' of "):
+    with pytest.raises(ValueError, match="[Cc]olumn 'odd'"):
         load_text_classification(source, tokenizer=tokenizer, **{argument: "odd"})
 
 

@@ -15,8 +15,8 @@ from transformers import TrainerCallback
 from nlpkd import DistillationConfig, distill
 from nlpkd.compression import export_int8, export_onnx, to_half
 from nlpkd.pipeline.dry_run import Plan, _times, plan_distillation, plan_teacher
-from nlpkd.pipeline.jobs.distillation import prepare_teacher
 from nlpkd.pipeline.jobs.roles import supervised_trainer
+from nlpkd.pipeline.jobs.teacher import prepare_teacher
 from nlpkd.training.batches.samplers import LengthGroupedBatchSampler
 from nlpkd.training.speed.step_time import PROBED_STEPS, typical_first
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,9 @@ from datasets import ClassLabel
 from nlpkd.data.columns import BLANK, HALF
 from nlpkd.data.files.tables import MayRead, check_names, feature_of, table_of
 from nlpkd.utils.field_types import with_home
+
+logger = logging.getLogger(__name__)
+
 
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
@@ -37,11 +42,12 @@ _ROWS_AT_ONCE = 10_000
 _ESCAPED_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def stream_rows(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+def stream_rows(path: str | os.PathLike[str], may_read: MayRead = lambda _: True) -> Iterator[dict[str, Any]]:
     """Read a file row by row, in memory that does not grow with it.
 
     Args:
         path: a jsonl, csv, tsv (quotes are plain characters) or parquet file; values as `read_table` gives them.
+        may_read: whether a column of a name may be one that is read; what others hold is given as it is.
 
     Returns:
         The rows, a key for each column.
@@ -56,7 +62,7 @@ def stream_rows(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     if suffix == ".parquet":
         return _parquet_rows(path)
     if suffix == ".jsonl":
-        return _json_lines(path)
+        return _json_lines(path, may_read)
     return _rows_of_cells(path)
 
 
@@ -86,7 +92,7 @@ def read_table(path: str | os.PathLike[str], may_read: MayRead) -> pa.Table:
     if not content:
         raise ValueError(f"{path} is empty.")
     is_array = suffix == ".json" and content.startswith(b"[")
-    return table_of(_json_array(path, content) if is_array else list(_json_lines(path)), path, may_read)
+    return table_of(_json_array(path, content) if is_array else list(_json_lines(path, may_read)), path, may_read)
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[str]:
@@ -163,14 +169,17 @@ def _not_utf8(path: Path) -> ValueError:
 # csv and tsv
 
 
-def _cells(path: Path) -> Iterator[list[str]]:
-    """Read the header and then the rows, each of as many cells as the header; empty lines are passed over."""
+def _cells(path: Path, tell: bool = False) -> Iterator[list[str]]:
+    """Read the header and then the rows, each of as many cells as the header; empty lines are passed over.
+
+    Where several columns have no name they are left out, since nothing could say which of them it reads.
+    """
     delimiter = _DELIMITERS[path.suffix.lower()]
     # Quotes of a tsv are plain characters, as GLUE has them.
     quoting: Any = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
     # Cells may be as long as they are; the limit is one of the process, so it is never lowered.
     csv.field_size_limit(max(csv.field_size_limit(), LARGEST_FILE))
-    header: list[str] = []
+    header, named = list[str](), list[int]()
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
@@ -178,8 +187,12 @@ def _cells(path: Path) -> Iterator[list[str]]:
                 if not header:
                     if not any(map(str.strip, cells)):
                         continue
-                    header = cells
-                    check_names(header, path)
+                    header, named = cells, [place for place, name in enumerate(cells) if name.strip()]
+                    if len(header) - len(named) < 2:
+                        named = list(range(len(header)))
+                    elif tell:
+                        logger.warning("%s: %d columns without a name are left out.", path, len(header) - len(named))
+                    check_names([header[place] for place in named], path)
                     if len(header) == 1:
                         _refuse_other_delimiter(path, delimiter)
                 elif len(cells) != len(header):
@@ -187,7 +200,7 @@ def _cells(path: Path) -> Iterator[list[str]]:
                         f"Line {reader.line_num} of {path} has {len(cells)} cells, and the header has {len(header)}: "
                         f"put a text that holds {delimiter!r} in quotes (csv), or check that it is the right file."
                     )
-                yield cells
+                yield cells if len(named) == len(header) else [cells[place] for place in named]
     except UnicodeDecodeError:
         raise _not_utf8(path) from None
     except csv.Error as error:
@@ -222,7 +235,7 @@ def _table_of_cells(path: Path) -> pa.Table:
             f"{path} has {size} bytes, and {LARGEST_FILE} is the most that is read whole: write the file as "
             "parquet, or, to train on it, stream it (streaming=True)."
         )
-    cells = _cells(path)
+    cells = _cells(path, tell=True)
     header = next(cells)
     tables = [pa.table([pa.array([], pa.string())] * len(header), names=header)]
     while rows := list(islice(cells, _ROWS_AT_ONCE)):
@@ -233,11 +246,12 @@ def _table_of_cells(path: Path) -> pa.Table:
 # JSON
 
 
-def _integer(digits: str) -> int:
+def _integer(digits: str) -> int | Decimal:
     try:
         return int(digits)
     except ValueError:
-        raise ValueError(f"the number {digits:.20}... has {len(digits)} digits") from None
+        # Of thousands of digits, which no column holds; whether anything reads it is not known here.
+        return Decimal(digits)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -260,7 +274,7 @@ def _json_array(path: Path, content: bytes) -> list[Any]:
         raise ValueError(f"{path} is not valid JSON: {error}.") from error
 
 
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+def _json_lines(path: Path, may_read: MayRead) -> Iterator[dict[str, Any]]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
@@ -277,13 +291,15 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
                     f"Line {number} of {path} is a {type(row).__name__}, not an object like {{'text': ..}}."
                 )
             if _ESCAPED_HALF.search(line):
-                _refuse_halves(row, number, path)
+                _refuse_halves(row, number, path, may_read)
             yield row
 
 
-def _refuse_halves(row: Mapping[str, Any], number: int, path: Path) -> None:
+def _refuse_halves(row: Mapping[str, Any], number: int, path: Path, may_read: MayRead) -> None:
     check_names(list(row), path)
     for name, value in row.items():
+        if not may_read(name):
+            continue
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:

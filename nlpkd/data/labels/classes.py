@@ -16,16 +16,13 @@ import numpy as np
 from datasets import ClassLabel, List, Value
 from scipy.special import logit
 
+from nlpkd.data.splits.plain_text import INVISIBLE
 from nlpkd.tasks import REGRESSION, SINGLE_LABEL, fill_in_task, task_of
 from nlpkd.utils.field_types import are_numbers
 
 logger = logging.getLogger(__name__)
 
-# What Unicode shows nothing for (Default_Ignorable_Code_Point), control characters, and the blank of Braille.
-_INVISIBLE = re.compile(
-    r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
-    r"\u202a-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]"
-)
+_INVISIBLE = re.compile(f"[{INVISIBLE}]")
 
 
 _NUMBERED = re.compile(r"(?:label[_ ]?)?(\d+)", re.IGNORECASE)

@@ -37,8 +37,7 @@ def encode_labels(
     their digits as names. Other splits may have the ids of a ClassLabel or of a model in place of names, where no name
     is a number in any spelling. Where a model's names are given and the labels are among them, the classes are the
     model's, and the rows may lack some, or be text that nobody labelled (all of them -100, or all of them missing).
-    Numbers that may be ids, or count from 1, are refused. A test split whose labels are all hidden (-1 or null, as
-    GLUE has them) is dropped with a warning where the rows are to train on.
+    Numbers that may be ids, or count from 1, are refused.
 
     Args:
         splits: the splits, "train" among them.
@@ -61,10 +60,6 @@ def encode_labels(
     rows |= {} if numbers is None else {"train": numbers}
     kind = read_kind(splits["train"], column, rows["train"], names, one_class=True)
     values = {split: _label_values(data, rows[split], split, column, kind) for split, data in splits.items()}
-    hides = not may_lack and "test" in values
-    if hides and all(is_missing(value) or whole_number(value) == -1 for value in values["test"]):
-        logger.warning("The test split is not used: its labels are hidden (all of them are -1 or null).")
-        del values["test"]
     if names and all(map(is_missing, values["train"])):
         values["train"] = [UNLABELLED] * len(values["train"])
     # No row may lack its label, but for train rows that are marked.

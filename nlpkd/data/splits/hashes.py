@@ -11,11 +11,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
+from nlpkd.data.splits.plain_text import plain_texts
+
 _ROWS = 10_000
 
 
 def text_hashes(rows: Dataset, columns: Sequence[str]) -> np.ndarray:
     """Hash the text of each row, so that texts which differ in case, blanks and Unicode form alone have one hash.
+
+    Equal are those whose `nlpkd.data.splits.plain_text.plain_text` is.
 
     Args:
         rows: of any format.
@@ -32,11 +36,7 @@ def text_hashes(rows: Dataset, columns: Sequence[str]) -> np.ndarray:
 
 
 def _plain(table: pa.Table, columns: Sequence[str]) -> pa.Array:
-    """Join the texts of each row, without case and blanks, in one form of Unicode."""
-
-    def plain(name: str) -> pa.Array:
-        texts = pc.fill_null(table.column(name).combine_chunks().cast(pa.large_string()), "")
-        return pc.utf8_lower(pc.utf8_normalize(pc.replace_substring_regex(texts, r"\s+", ""), "NFKC"))
-
+    """Join the plain texts of each row."""
+    filled = (pc.fill_null(table.column(name).combine_chunks().cast(pa.large_string()), "") for name in columns)
     between = pa.scalar("\n", pa.large_string())
-    return reduce(lambda one, other: pc.binary_join_element_wise(one, other, between), map(plain, columns))
+    return reduce(lambda one, other: pc.binary_join_element_wise(one, other, between), map(plain_texts, filled))
