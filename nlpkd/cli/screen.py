@@ -117,8 +117,9 @@ def show_frontier(report: FrontierReport) -> None:
     picked = report.picked
     header, rows = report.summary_cells()
     explained = (
-        f"In brackets: 95 % intervals. kept: share of the teacher's {header[1]}. ms: median time from text to label. "
-        "MB: the file. faster: times as fast as the teacher. front: no other model beats it in quality and time."
+        f"In brackets: 95 % intervals. kept: share of the teacher's {report.metric_name}. "
+        "ms: median time from text to label. MB: the file. faster: times as fast as the teacher. "
+        "front: no other model beats it in quality and time."
     )
     show_table(header, rows, report.verdict(), explained=explained, bold=picked.name if picked else None)
 

@@ -118,6 +118,18 @@ def headline_name(metric: str) -> str:
     return "agreement with the teacher" if metric == AGREEMENT else METRIC_NAMES.get(metric, metric)
 
 
+def column_name(metric: str) -> str:
+    """Return what a narrow table calls a headline metric: its whole name, or a word that says the same.
+
+    Args:
+        metric: `TaskRecord.headline`.
+
+    Returns:
+        Its name.
+    """
+    return "agree" if metric == AGREEMENT else headline_name(metric)
+
+
 def headline_figure(candidate: Candidate, metric: str) -> Interval | None:
     """Return a candidate's headline figure, be it quality or the agreement with the teacher.
 

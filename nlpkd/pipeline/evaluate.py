@@ -15,7 +15,6 @@ from typing import Any
 from datasets import Dataset
 
 from nlpkd.data.arguments import OF_A_SOURCE, DataArguments
-from nlpkd.data.columns import DOCUMENT
 from nlpkd.data.label_names import align_rows
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.rows import count_texts, hash_rows
@@ -23,7 +22,7 @@ from nlpkd.data.sources import FITTED_SPLITS, MEASURED_SPLITS, Source, refuse_as
 from nlpkd.data.splits.learned import count_remembered, learned_entries
 from nlpkd.data.text_classification import TextClassificationData, load_rows_for_model
 from nlpkd.data.tokenization import same_tokenizer
-from nlpkd.data.windows import one_row_a_document
+from nlpkd.data.windows import whole_texts
 from nlpkd.evaluation.benchmark import loaded_size_mb
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.figures.names import check_candidate_names
@@ -363,7 +362,6 @@ def _texts(rows: Dataset, loaded: TextClassificationData, report: EvaluationRepo
     found = (report.candidates["student"].breakdown.disagreements or [])[:examples]
     if not found:
         return {}
-    parts = [rows[column][:] for column in loaded.text_columns]
-    if DOCUMENT in rows.column_names:
-        parts = [one_row_a_document(part, rows[DOCUMENT][:]) for part in parts]
+    texts = whole_texts(rows)
+    parts = [texts[column][:] for column in loaded.text_columns]
     return {entry.row: "\n".join(str(part[entry.row]) for part in parts) for entry in found}
