@@ -214,8 +214,9 @@ class DataRecord(OpenRecord):
         title: for readers of the card.
         config: configuration of a Hub data set.
         revision: of a Hub data set.
-        split: that was measured.
-        held_out_split: that thresholds or temperatures were fitted on.
+        split: that was measured; None of a source without splits.
+        held_out: what the source is called that thresholds or temperatures were fitted on.
+        held_out_split: of it, likewise.
         evaluated_source: which of several files held the measured split.
         pairs: whether a row has two texts.
         train_rows: rows of the training.
@@ -234,6 +235,7 @@ class DataRecord(OpenRecord):
     config: str | None = None
     revision: str | None = None
     split: str | None = None
+    held_out: str | None = None
     held_out_split: str | None = None
     evaluated_source: str | None = None
     pairs: bool | None = None
@@ -333,8 +335,9 @@ class RunRecord(OpenRecord):
                 "it decides by those. A report that is saved in the student's own folder keeps them there."
             )
         fitted = self.held_out_protocol
-        if fitted and self.data.held_out_split:
-            fitted += f"; the split {self.data.held_out_split}"
+        split = self.data.held_out_split and f"the split {self.data.held_out_split}"
+        if fitted and (held_out := " of ".join(filter(None, (split, self.data.held_out)))):
+            fitted += f"; held out: {held_out}"
         recorded = (
             self.interval_protocol, fitted, unkept, self.latency_protocol, self.flops_protocol,
             self.memory_protocol,

@@ -18,7 +18,7 @@ from nlpkd.data.arguments import OF_A_SOURCE, DataArguments
 from nlpkd.data.label_names import align_rows
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.rows import count_texts, hash_rows
-from nlpkd.data.sources import FITTED_SPLITS, MEASURED_SPLITS, Source, refuse_as_output
+from nlpkd.data.sources import FITTED_SPLITS, MEASURED_SPLITS, Source, has_splits, refuse_as_output
 from nlpkd.data.splits.learned import count_remembered, learned_entries
 from nlpkd.data.text_classification import TextClassificationData, load_rows_for_model
 from nlpkd.data.tokenization import same_tokenizer
@@ -153,14 +153,15 @@ def evaluate(
         # In their own order, in which every model finds them whatever the student calls them.
         with quiet("nlpkd.data"):
             rows = align_rows(rows, Classes.of(loaded.id2label).counted, split)
-        fitted, fitted_split = None, None
+        fitted, fitted_from = None, {}
         if held_out is not None:
             # The configuration, the revision and the part are those of `data` alone.
             others_own: dict[str, Any] = dict.fromkeys(OF_A_SOURCE)
             other_args = replace(data_args, **others_own)
             measured = {split} - {"train"} if _same(data, held_out) else set()
             splits = [each for each in FITTED_SPLITS if each not in measured]
-            fitted, fitted_split, _ = load(held_out, data_args=other_args, splits=splits)
+            fitted, fitted_split, other = load(held_out, data_args=other_args, splits=splits)
+            fitted_from = {"held_out": other.name, "held_out_split": fitted_split if has_splits(held_out) else None}
 
     # What is measured, for the record. Of a file the name is its last part alone, and may hold an @.
     in_full = isinstance(data, str) and data == loaded.name
@@ -174,8 +175,8 @@ def evaluate(
             "name": name,
             "config": data_args.dataset_config,
             "revision": revision or data_args.dataset_revision,
-            "split": split,
-            "held_out_split": fitted_split,
+            "split": split if has_splits(data) or data_args.validation_split is not None else None,
+            **fitted_from,
             "evaluated_rows": count_texts(rows),
             "evaluated_sha256": digest,
             **learned_entries(learned.get("student"), *([learned["teacher"]] if "teacher" in learned else [])),

@@ -316,9 +316,23 @@ def test_of_one_source_a_split_is_fitted_on_that_is_not_measured(split, names, f
     report = evaluate(tagger, both, held_out=both, split=split, **QUICK)
     measured, other = (tagged[each] for each in (report.run.data.split, fitted))
     assert report.run.data.split == (split or "test") and report.run.data.held_out_split == fitted
-    assert f"the split {fitted}" in report.to_markdown()
+    assert f"held out: the split {fitted} of in-memory data" in report.to_markdown()
     apart = evaluate(tagger, measured, held_out=other, **QUICK)
     assert report.run.thresholds == apart.run.thresholds
+
+
+def test_a_source_without_splits_is_told_by_its_name_and_by_no_split(tagged, tagger, tmp_path):
+    files = {name: str(tmp_path / f"{name} tags.jsonl") for name in ("test", "dev")}
+    tagged["test"].to_json(files["test"])
+    tagged["validation"].to_json(files["dev"])
+    rows = [tagged[name].to_list() for name in ("test", "validation")]
+    for data, held_out, called in ((*files.values(), "dev tags.jsonl"), (*rows, "in-memory data")):
+        report = evaluate(tagger, data, held_out=held_out, **QUICK)
+        assert report.run.data.split is None and report.run.data.held_out_split is None
+        told = report.to_markdown()
+        assert f"; held out: {called}\n" in told and "split train" not in told and "the split" not in told
+    held_back = evaluate(tagger, files["test"], validation_split=0.5, **QUICK)
+    assert held_back.run.data.split == "validation"
 
 
 def test_the_same_rows_are_refused_as_held_out_ones(tagged, tagger, tmp_path):
