@@ -99,7 +99,10 @@ def show_report(report: EvaluationReport, verdict: str | None = None) -> None:
     console.print(f"\n{' '.join(['In brackets: 95 % intervals.', *explained])}", style="dim")
     if report.seeds:
         console.print(report_text.seeds_sentence(report.task, report.seeds))
-    for line in report_text.temperature_lines(report.candidates):
+    for line in (
+        *report_text.decision_lines(report.candidates),
+        *report_text.temperature_lines(report.candidates),
+    ):
         console.print(without_controls(line))
 
     verdict = verdict or report_text.short_verdict(report.task, report.candidates, report.comparisons)

@@ -198,6 +198,10 @@ class ModelRecord(OpenRecord):
     files_sha256: dict[str, dict[str, str]] | None = None
     label_order: list[int] | None = None
 
+    def is_of(self, described: Mapping[str, Any]) -> bool:
+        """Check whether this is a model that `ModelSource.describe` tells, by name and revision."""
+        return (self.name, self.revision) == (described["name"], described["revision"])
+
     def check(self) -> None:
         """Check the types of the entries, those of each of several teachers too; see `OpenRecord.check`."""
         super().check()
@@ -279,8 +283,8 @@ class RunRecord(OpenRecord):
         data: likewise.
         objectives: `Objective.config()` of each.
         settings: of the training.
-        thresholds: of a multi-label task, by candidate one for each label by its name: the student's, by which it was
-            measured, and where they were chosen for this report those of the others too.
+        thresholds: of a multi-label task, by candidate one for each label by its name, by which it was measured; none
+            of a candidate that decides by 0.5.
         thresholds_kept: whether the student's are those of its own config, by which it decides.
         held_out_protocol: on which rows thresholds or temperatures were fitted.
         interval_protocol: how the intervals were made.

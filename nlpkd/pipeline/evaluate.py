@@ -92,7 +92,7 @@ def evaluate(
         candidates: further models by name, likewise.
         held_out: other labelled rows, to fit each model's temperature on, or the thresholds of a multi-label one; of
             several splits "validation", else "test", and never the measured one. Rows that are measured too are left
-            out.
+            out. Without it a teacher decides by the thresholds that the student's report chose for it, if any.
         output_dir: where to save `report.json`, `report.md` and, with the extra `report`, `report.html`; no folder
             with the whole report of a training, which says more. Where it is the student's own, the thresholds that
             were chosen for it are kept in its `config.json`.
@@ -186,7 +186,7 @@ def evaluate(
     if weights:
         run["student"]["weights_sha256"] = weights
     if "teacher" in sources:
-        measuring = {"teacher_order": _settled_order(Path(student), config, run["teacher"])} | measuring
+        measuring = _settled(_folder(student), config, run["teacher"]) | measuring
     with phase(f"Measuring {', '.join(models)} on {run['data']['evaluated_rows']:,} rows"):
         report = evaluate_student(
             models["student"],
@@ -254,19 +254,23 @@ def _folder(model: str | Path) -> Path:
     return (model_folder(Path(model)) if Path(model).is_file() else Path(model)).resolve()
 
 
-def _settled_order(student: Path, config: Any, teacher: Mapping[str, Any]) -> list[int] | None:
-    """Return the label order that the student's training settled for this teacher, as the report beside it says.
+def _settled(student: Path, config: Any, teacher: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return what the report beside a student has of this very teacher, as arguments of `evaluate_student`.
 
-    It is of the labels as the report has them, of which the student's config may have another order by now.
+    That is the label order that the training settled, and the thresholds that were chosen. Both are of the labels as
+    the report has them, of which the student's config may have another order by now.
     """
     report = EvaluationReport.load_beside(student)
-    if report is None:
-        return None
-    about, classes = report.run.teacher, Classes.of_config(config)
-    if about.label_order is None or (about.name, about.revision) != (teacher["name"], teacher["revision"]):
-        return None
-    places = None if classes is None else classes.positions_in(Classes.of(report.task.labels))
-    return about.label_order if places is None else [about.label_order[place] for place in places]
+    if report is None or not report.run.teacher.is_of(teacher):
+        return {}
+    names, chosen = report.task.labels, report.run.thresholds.get("teacher", {})
+    settled: dict[str, list[Any] | None] = {
+        "teacher_order": report.run.teacher.label_order,
+        "teacher_thresholds": [chosen[name] for name in names] if set(chosen) == set(names) else None,
+    }
+    classes = Classes.of_config(config)
+    places = (None if classes is None else classes.positions_in(Classes.of(names))) or range(len(names))
+    return {name: [own[place] for place in places] for name, own in settled.items() if own}
 
 
 def name_models(entries: Sequence[str], **roles: str | None) -> dict[str, str]:

@@ -133,12 +133,17 @@ def make_space_page(folder: Path) -> gradio.Blocks:
         classify = pipeline("text-classification", model=name, revision=revision, truncation=True)
         name_labels(classify, about["labels"][role])
         models[f"{role}: {name}"] = classify
-    name, revision = about["models"]["student"]
+    student, revision = about["models"]["student"]
     try:
-        report = json.loads(Path(hf_hub_download(name, "report.json", revision=revision)).read_text(encoding="utf-8"))
+        path = hf_hub_download(student, "report.json", revision=revision)
+        report = json.loads(Path(path).read_text(encoding="utf-8"))
     except EntryNotFoundError:
         report = None
-    return make_page(models, rows_that_differ(report) if report else (), title=f"Try {name}", pairs=about["pairs"])
+    if report and "teacher" in about["models"]:
+        teacher, revision = about["models"]["teacher"]
+        settle_thresholds(models[f"teacher: {teacher}"], report, teacher, revision)
+    rows = rows_that_differ(report) if report else ()
+    return make_page(models, rows, title=f"Try {student}", pairs=about["pairs"])
 
 
 def name_labels(classify: Any, names: Sequence[str]) -> None:
@@ -153,6 +158,22 @@ def name_labels(classify: Any, names: Sequence[str]) -> None:
         config.thresholds = [thresholds[config.id2label[number]] for number in range(len(names))]
     config.id2label = dict(enumerate(names))
     config.label2id = {name: number for number, name in enumerate(names)}
+
+
+def settle_thresholds(teacher: Any, report: Mapping[str, Any], name: str, revision: str | None) -> None:
+    """Let a teacher decide by the thresholds of the student's report, if they were chosen for this very teacher.
+
+    Args:
+        teacher: its pipeline, with the student's names of the labels; see `name_labels`.
+        report: the content of a `report.json`.
+        name: of the teacher, as a report tells it.
+        revision: likewise.
+    """
+    about, chosen = report["run"].get("teacher", {}), report["run"].get("thresholds", {}).get("teacher", {})
+    config = teacher.model.config
+    names = [config.id2label[number] for number in range(len(config.id2label))]
+    if set(chosen) == set(names) and (about.get("name"), about.get("revision")) == (name, revision):
+        config.thresholds = [chosen[label] for label in names]
 
 
 def answer(classify: Callable[..., Any], text: str, second: str = "") -> Answer:

@@ -13,7 +13,7 @@ import pytest
 from browser import CHROMIUM, Browser
 from samples import raw_rows, tiny_bert, tried_models
 
-from nlpkd import load
+from nlpkd import evaluate, load
 from nlpkd.serving.trial import make_trial
 
 pytestmark = pytest.mark.skipif(find_spec("gradio") is None, reason='needs Gradio: pip install "nlpkd[try]"')
@@ -162,6 +162,22 @@ def test_of_several_labels_the_page_shows_no_other_heading_and_by_which_threshol
     assert [each["show_heading"] for each in parts if each["kind"] == "Label"] == [False, False]
     told = [each["value"] for each in parts if each.get("label") == "Labels are given above"]
     assert told == ["LABEL_0: 0.600\nLABEL_1: 0.400", "LABEL_0: 0.500\nLABEL_1: 0.500"]
+
+
+def test_a_teacher_on_the_page_decides_by_the_thresholds_of_the_student_s_report(tmp_path, tokenizer):
+    folders = saved(tmp_path, tokenizer, SEVERAL, SEVERAL, SEVERAL)
+    student, teacher, other = folders
+    rows, held_out = (raw_rows(20, seed).map(lambda row: {"label": [row["label"], 1]}) for seed in (1, 2))
+    report = evaluate(
+        student, rows, teacher=teacher, held_out=held_out, output_dir=student, latency_runs=0, bootstrap_samples=2
+    )
+    chosen = [list(cuts.values()) for cuts in map(report.run.thresholds.get, ("student", "teacher"))]
+    for beside, expected in ((teacher, chosen), (other, [chosen[0], [0.5, 0.5]])):
+        shown = [
+            each.value for each in make_trial(student, beside).blocks.values()
+            if getattr(each, "label", None) == "Labels are given above"
+        ]  # fmt: skip
+        assert shown == ["\n".join(f"LABEL_{at}: {cut:.3f}" for at, cut in enumerate(cuts)) for cuts in expected]
 
 
 def test_the_page_says_of_scores_how_far_they_are_apart(tmp_path, tokenizer):
