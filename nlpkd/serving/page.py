@@ -169,7 +169,8 @@ def settle_thresholds(teacher: Any, report: Mapping[str, Any], name: str, revisi
         name: of the teacher, as a report tells it.
         revision: likewise.
     """
-    about, chosen = report["run"].get("teacher", {}), report["run"].get("thresholds", {}).get("teacher", {})
+    run = report["run"]
+    about, chosen = run.get("teacher") or {}, (run.get("thresholds") or {}).get("teacher") or {}
     config = teacher.model.config
     names = [config.id2label[number] for number in range(len(config.id2label))]
     if set(chosen) == set(names) and (about.get("name"), about.get("revision")) == (name, revision):
