@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -124,12 +125,16 @@ def test_a_shipped_file_is_measured_as_it_is_served(shipped):
         assert quality["accuracy"].value == pytest.approx(np.mean([a == b for a, b in zip(given, gold, strict=True)]))
 
 
-def test_what_is_decided_by_thresholds_that_no_config_has_is_not_judged(shipped, tagger):
-    found = verify(shipped.output_dir, tagged(60, 2), teacher=tagger.output_dir, label_column="tags")
-    claims = {each.figure: each.holds for each in found.claims}
-    assert claims["macro F1"] and claims[f"{INT8_FILE}: macro F1"]
-    for figure in ("teacher: macro F1", "agreement with the teacher", "student vs teacher: f1 macro difference"):
-        assert claims[figure] is None
+def test_a_teacher_is_judged_by_the_thresholds_that_were_chosen_for_it_and_another_one_is_not(
+    shipped, tagger, tmp_path
+):
+    other = shutil.copytree(tagger.output_dir, tmp_path / "other")
+    for teacher, judged in ((tagger.output_dir, True), (other, None)):
+        found = verify(shipped.output_dir, tagged(60, 2), teacher=teacher, label_column="tags")
+        claims = {each.figure: each.holds for each in found.claims}
+        assert claims["macro F1"] and claims[f"{INT8_FILE}: macro F1"]
+        for figure in ("teacher: macro F1", "agreement with the teacher", "student vs teacher: f1 macro difference"):
+            assert claims[figure] is judged
 
 
 def test_files_of_a_student_decide_by_its_thresholds_whichever_are_chosen(shipped):
@@ -149,7 +154,9 @@ def test_what_was_fitted_before_a_training_is_not_kept_after_it(shipped, tmp_pat
         shipped.student, shipped.student, splits, label_column="tags", output_dir=tmp_path, baseline=True,
         tokenizer=AutoTokenizer.from_pretrained(shipped.output_dir), **QUICK | {"max_steps": 1},
     )  # fmt: skip
-    assert result.report.run.thresholds == {} and "thresholds" not in result.student.config.to_dict()
+    # The teacher was a student, and has its own.
+    assert result.report.run.thresholds.keys() == {"teacher"} and "thresholds" not in result.student.config.to_dict()
+    assert "decide by different rules, the teacher by chosen thresholds" in result.report.verdict()
     for config in (tmp_path / "config.json", *tmp_path.glob("baseline/*/config.json")):
         assert "thresholds" not in json.loads(config.read_text())
 

@@ -101,7 +101,10 @@ def show_report(report: EvaluationReport, verdict: str | None = None) -> None:
     console.print(f"\n{' '.join(['In brackets: 95 % intervals.', *explained])}", style="dim")
     if report.seeds:
         console.print(report_text.seeds_sentence(report.task, report.seeds))
-    for line in report_text.temperature_lines(report.candidates):
+    for line in (
+        *report_text.decision_lines(report.candidates),
+        *report_text.temperature_lines(report.candidates),
+    ):
         console.print(without_controls(line))
 
     verdict = verdict or report_text.short_verdict(report.task, report.candidates, report.comparisons)
@@ -119,8 +122,9 @@ def show_frontier(report: FrontierReport) -> None:
     picked = report.picked
     header, rows = report.summary_cells()
     explained = (
-        f"In brackets: 95 % intervals. kept: share of the teacher's {header[1]}. ms: median time from text to label. "
-        "MB: the file. faster: times as fast as the teacher. front: no other model beats it in quality and time."
+        f"In brackets: 95 % intervals. kept: share of the teacher's {report.metric_name}. "
+        "ms: median time from text to label. MB: the file. faster: times as fast as the teacher. "
+        "front: no other model beats it in quality and time."
     )
     show_table(header, rows, report.verdict(), explained=explained, bold=picked.name if picked else None)
 

@@ -14,7 +14,7 @@ import numpy as np
 from nlpkd.comparison.points import Limits, Point, pareto_front, pick
 from nlpkd.evaluation.figures.reading import as_type
 from nlpkd.evaluation.html_report import PAGE_PACKAGES, fill_template
-from nlpkd.evaluation.origin import headline_name
+from nlpkd.evaluation.origin import column_name, headline_name
 from nlpkd.evaluation.records import format_number, percent, strict_json
 from nlpkd.evaluation.report import PAGE_NAME
 from nlpkd.evaluation.report_text import code_block, escape_markdown, flat, markdown_table, one_line
@@ -112,7 +112,7 @@ class FrontierReport:
     def summary_cells(self) -> tuple[list[str], list[list[str]]]:
         """Return the table in so few columns that it fits 80 letters."""
         header, rows = self.cells()
-        shown = {"model": "model", self.metric_name: self.metric_name.partition(" ")[0], "of the teacher's": "kept"}
+        shown = {"model": "model", self.metric_name: column_name(self.metric), "of the teacher's": "kept"}
         shown |= {"text to label, ms": "ms", "MB": "MB", "times faster": "faster", "on the front": "front"}
         places = [header.index(name) for name in shown]
         return list(shown.values()), [[row[place] for place in places] for row in rows]

@@ -152,6 +152,18 @@ def name_of(source: Source) -> str:
     return str(source) if _is_hub_id(source) else Path(source).name
 
 
+def has_splits(source: Source) -> bool:
+    """Check whether a source has splits by names: a Hub dataset and a DatasetDict, no file and no rows in memory.
+
+    Args:
+        source: as for `read_splits`.
+
+    Returns:
+        False of one set of rows, which is read under a name of a split that it does not have.
+    """
+    return isinstance(source, DatasetDict) or _is_hub_id(source)
+
+
 def refuse_as_output(output: str | os.PathLike[str], **sources: Source | None) -> None:
     """Refuse to write a file that rows are read from, by whatever path or link.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
 from nlpkd.data.columns import DOCUMENT, Columns
@@ -124,4 +124,20 @@ def one_row_a_document(values: Any, documents: Sequence[int] | np.ndarray) -> np
     Returns:
         One entry a text.
     """
-    return np.asarray(values)[np.unique(np.asarray(documents), return_index=True)[1]]
+    return np.asarray(values)[_first_windows(documents)]
+
+
+def whole_texts(rows: Dataset) -> Dataset:
+    """Take a row a text, so that as many texts are counted and read as there are.
+
+    Args:
+        rows: windows, of which each has the whole text too, or rows of one text each.
+
+    Returns:
+        The first window of each text, in the order of the texts; rows without windows as they are.
+    """
+    return rows if DOCUMENT not in rows.column_names else rows.select(_first_windows(rows[DOCUMENT][:]))
+
+
+def _first_windows(documents: Sequence[int] | np.ndarray) -> np.ndarray:
+    return np.unique(np.asarray(documents), return_index=True)[1]

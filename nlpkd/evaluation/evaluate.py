@@ -49,7 +49,7 @@ from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.evaluation.scoring import Scoring, task_scoring
 from nlpkd.models.ensemble import TeacherEnsemble, as_one_teacher
 from nlpkd.models.structure import unwrapped
-from nlpkd.tasks import task_of
+from nlpkd.tasks import MULTI_LABEL, task_of
 from nlpkd.utils.field_types import plain_arguments
 
 logger = logging.getLogger(__name__)
@@ -71,6 +71,7 @@ def evaluate_student(
     baseline: nn.Module | None = None,
     teacher_tokenizer: TeacherTokenizers = None,
     teacher_order: Sequence[int] | None = None,
+    teacher_thresholds: Sequence[float] | None = None,
     candidates: Mapping[str, nn.Module] | None = None,
     run: Mapping[str, Any] | None = None,
     training_seconds: float | Mapping[str, float] | None = None,
@@ -105,6 +106,8 @@ def evaluate_student(
         teacher_tokenizer: pads the teacher's own columns; of several teachers a list, None where it is the student's.
         teacher_order: where names don't say it, the index that the teacher gives each label of the student; an
             ensemble knows the orders itself.
+        teacher_thresholds: of several labels those that an earlier report chose for the teacher, one for each label of
+            the student; if None its config's.
         candidates: further models by name, such as an `OnnxClassifier`, reading what the student reads, unless
             `candidate_tokenizers` names them; `"no_teacher"` and `"same_start"` are baselines, with which the student
             is compared (`nlpkd.evaluation.records.BASELINES`).
@@ -114,8 +117,8 @@ def evaluate_student(
             rows have their columns as `nlpkd.data.tokenization.column_prefixes` names them, after the teacher's.
         threshold_dataset: other held-out rows, on which every candidate's temperature is fitted
             (`Candidate.temperature_scaling`), or in a multi-label task its thresholds are chosen, one a label by its
-            F1 (`RunRecord.thresholds`); without them a model's `config.thresholds` are used, or 0.5. Rows that are
-            measured too are left out.
+            F1 (`RunRecord.thresholds`); without them a model's `config.thresholds` are used, or 0.5, and
+            `Candidate.decides_by` says which. Rows that are measured too are left out.
         student_files: names of the candidates that are files of the student, such as its ONNX file: they have its
             config, and decide by the thresholds that are chosen for it.
         text_columns: columns of the rows that hold their texts, one, or two of pairs; with them every model is timed
@@ -150,7 +153,8 @@ def evaluate_student(
     check_measuring(
         models, batch_size=batch_size, bootstrap_samples=bootstrap_samples, latency_batches=latency_batches,
         latency_tokens=latency_tokens, latency_runs=latency_runs, seed=seed, training_seconds=training_seconds,
-        teacher_order=teacher_order, teacher_tokenizer=teacher_tokenizer, run=run,
+        teacher_order=teacher_order, teacher_thresholds=teacher_thresholds, teacher_tokenizer=teacher_tokenizer,
+        run=run,
     )  # fmt: skip
     check_text_columns(text_columns, dataset.column_names)
     if unknown := {*(candidate_tokenizers or {}), *student_files, *(size_mb or {})} - set(models):
@@ -189,13 +193,18 @@ def evaluate_student(
     width = logits["student"].shape[1]
     if has_gold:
         scoring.check(labels, width)
+    if teacher_thresholds is not None and len(teacher_thresholds) != width:
+        raise ValueError(f"{len(teacher_thresholds)} teacher_thresholds, and {width} labels: give one a label")
     latency, protocol = latency_of_candidates(running, latency_batches, latency_tokens, latency_runs, seed)
     text_to_label_ms = text_to_label_of_candidates(running, dataset, text_columns, latency_runs)
 
-    # What is fitted on other rows, and what the student decides by without them.
+    # What is fitted on other rows, and what each model decides by.
     own = running.thresholds("student")
     fitted = Fitted() if held_out is None else held_out.fit(running, batch_size, logits, labels, student_files)
-    thresholds = fitted.thresholds or ({} if own is None else {"student": own})
+    known = {} if teacher_thresholds is None else {"teacher": teacher_thresholds}
+    several = scoring.problem_type == MULTI_LABEL
+    rules = {name: _rule(name, fitted, known, running) for name in logits} if several else {}
+    thresholds = {name: list(cut) for name, (_, cut) in rules.items() if cut is not None}
 
     # A model whose names say another order than its head has is measured as they say.
     lengths, names = token_lengths(dataset), list(map(str, range(width) if classes is None else classes.names))
@@ -207,8 +216,8 @@ def evaluate_student(
     # Quality of every model on all rows, and on the same resamples of them.
     resampling, measured = {"samples": bootstrap_samples, "seed": seed}, {}
     for name in [each for each in ("teacher", *models) if each in logits]:
-        cut = thresholds.get(name) or running.thresholds(name)
-        measured[name] = _Measured.of(task_scoring(task, cut), logits[name], labels if has_gold else None, resampling)
+        own_scoring = task_scoring(task, thresholds.get(name))
+        measured[name] = _Measured.of(own_scoring, logits[name], labels if has_gold else None, resampling)
 
     # The report.
     counted = latency_tokens if isinstance(latency_tokens, int) else latency_tokens[0]
@@ -220,7 +229,7 @@ def evaluate_student(
         "latency_protocol": protocol + (TEXT_PROTOCOL if text_to_label_ms else ""),
         **({"flops_protocol": _FLOPS_PROTOCOL.format(tokens=counted)} if latency_runs else {}),
         "thresholds": {name: dict(zip(names, each, strict=True)) for name, each in thresholds.items()},
-        "thresholds_kept": thresholds["student"] == own if thresholds else None,
+        "thresholds_kept": thresholds["student"] == own if "student" in thresholds else None,
         "held_out_protocol": fitted.protocol,
     }
     told = with_files(run or {}, {name: models[name] for name in ("student", *student_files)})
@@ -247,6 +256,7 @@ def evaluate_student(
                 breakdown=_breakdown(name, measured, labels, lengths) if has_gold else Breakdown(),
                 runtime=runtime_of(running.parts(name)) if name in models else None,
                 file_sha256=file_sha256(running.parts(name)) if name in models else None,
+                decides_by=rules[name][0] if name in rules else None,
             )
             for name, own in measured.items()
         },
@@ -306,6 +316,14 @@ def _name_models(
     named: dict[str, Any] = {"teacher": teacher, "student": student, "baseline": baseline, **further}
     known = {name: model for name, model in named.items() if model is not None or name == "student"}
     return {name: unwrapped(model, name) for name, model in known.items()}
+
+
+def _rule(
+    name: str, fitted: Fitted, known: Mapping[str, Sequence[float]], running: CandidateModels
+) -> tuple[str, Sequence[float] | None]:
+    """Return by which of `DECISIONS` a candidate gives labels, and its thresholds, None where they are 0.5."""
+    found = {"held-out": fitted.thresholds.get(name), "report": known.get(name), "config": running.thresholds(name)}
+    return next(((rule, cut) for rule, cut in found.items() if cut is not None), ("0.5", None))
 
 
 def _breakdown(name: str, measured: Mapping[str, _Measured], labels: np.ndarray, lengths: np.ndarray) -> Breakdown:

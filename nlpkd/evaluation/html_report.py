@@ -149,7 +149,7 @@ def render_page(
         sections=_chart_sections(report, curves),
         confusions=_confusions(report),
         examples=_examples(report, texts or {}),
-        protocols=report.run.protocols(),
+        protocols=[*report_text.decision_lines(report.candidates), *report.run.protocols()],
         origin=origin + report_text.origin_lines(report.run),
     )
 

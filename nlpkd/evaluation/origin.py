@@ -118,6 +118,18 @@ def headline_name(metric: str) -> str:
     return "agreement with the teacher" if metric == AGREEMENT else METRIC_NAMES.get(metric, metric)
 
 
+def column_name(metric: str) -> str:
+    """Return what a narrow table calls a headline metric: its whole name, or a word that says the same.
+
+    Args:
+        metric: `TaskRecord.headline`.
+
+    Returns:
+        Its name.
+    """
+    return "agree" if metric == AGREEMENT else headline_name(metric)
+
+
 def headline_figure(candidate: Candidate, metric: str) -> Interval | None:
     """Return a candidate's headline figure, be it quality or the agreement with the teacher.
 
@@ -186,6 +198,10 @@ class ModelRecord(OpenRecord):
     files_sha256: dict[str, dict[str, str]] | None = None
     label_order: list[int] | None = None
 
+    def is_of(self, described: Mapping[str, Any]) -> bool:
+        """Check whether this is a model that `ModelSource.describe` tells, by name and revision."""
+        return (self.name, self.revision) == (described["name"], described["revision"])
+
     def check(self) -> None:
         """Check the types of the entries, those of each of several teachers too; see `OpenRecord.check`."""
         super().check()
@@ -202,8 +218,9 @@ class DataRecord(OpenRecord):
         title: for readers of the card.
         config: configuration of a Hub data set.
         revision: of a Hub data set.
-        split: that was measured.
-        held_out_split: that thresholds or temperatures were fitted on.
+        split: that was measured; None of a source without splits.
+        held_out: what the source is called that thresholds or temperatures were fitted on.
+        held_out_split: of it, likewise.
         evaluated_source: which of several files held the measured split.
         pairs: whether a row has two texts.
         train_rows: rows of the training.
@@ -226,6 +243,7 @@ class DataRecord(OpenRecord):
     config: str | None = None
     revision: str | None = None
     split: str | None = None
+    held_out: str | None = None
     held_out_split: str | None = None
     evaluated_source: str | None = None
     pairs: bool | None = None
@@ -283,8 +301,8 @@ class RunRecord(OpenRecord):
         data: likewise.
         objectives: `Objective.config()` of each.
         settings: of the training.
-        thresholds: of a multi-label task, by candidate one for each label by its name: the student's, by which it was
-            measured, and where they were chosen for this report those of the others too.
+        thresholds: of a multi-label task, by candidate one for each label by its name, by which it was measured; none
+            of a candidate that decides by 0.5.
         thresholds_kept: whether the student's are those of its own config, by which it decides.
         held_out_protocol: on which rows thresholds or temperatures were fitted.
         interval_protocol: how the intervals were made.
@@ -339,8 +357,9 @@ class RunRecord(OpenRecord):
                 "it decides by those. A report that is saved in the student's own folder keeps them there."
             )
         fitted = self.held_out_protocol
-        if fitted and self.data.held_out_split:
-            fitted += f"; the split {self.data.held_out_split}"
+        split = self.data.held_out_split and f"the split {self.data.held_out_split}"
+        if fitted and (held_out := " of ".join(filter(None, (split, self.data.held_out)))):
+            fitted += f"; held out: {held_out}"
         recorded = (
             self.interval_protocol, fitted, unkept, self.latency_protocol, self.flops_protocol,
             self.memory_protocol,

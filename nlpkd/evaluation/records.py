@@ -42,6 +42,15 @@ does: what the losses add. `baseline` is one of which nobody says how it started
 """
 
 
+DECISIONS = {
+    "held-out": "thresholds chosen on the held-out rows",
+    "report": "the thresholds that the student's report has for it",
+    "config": "the thresholds in its config",
+    "0.5": "0.5 for each label",
+}
+"""Rules by which models give labels where a row may have several (`Candidate.decides_by`), and their names."""
+
+
 ONNX_RUNTIME = "onnxruntime"
 """`Candidate.runtime` of an ONNX file."""
 
@@ -199,7 +208,7 @@ class Breakdown:
         return {name: part for name, part in asdict(self).items() if part is not None}
 
 
-_WHERE_KNOWN = ("runtime", "file_sha256")
+_WHERE_KNOWN = ("runtime", "file_sha256", "decides_by")
 
 
 @dataclass(frozen=True)
@@ -223,6 +232,8 @@ class Candidate:
         breakdown: the quality by class, confidence and length.
         runtime: what runs it, `"torch"`, `"onnxruntime"`, or of several teachers both; None where not recorded.
         file_sha256: of an ONNX file that was measured, of several teachers' files one after another.
+        decides_by: in a multi-label task the rule by which it gives labels, a key of `DECISIONS`; None where not
+            recorded. `RunRecord.thresholds` has the thresholds.
     """
 
     quality: dict[str, Interval]
@@ -238,9 +249,10 @@ class Candidate:
     breakdown: Breakdown = field(default_factory=Breakdown)
     runtime: str | None = None
     file_sha256: str | None = None
+    decides_by: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields, the last two where they are known."""
+        """Return all fields, the last three where they are known."""
         entry = asdict(self) | {"breakdown": self.breakdown.to_dict()}
         return {key: value for key, value in entry.items() if value is not None or key not in _WHERE_KNOWN}
 

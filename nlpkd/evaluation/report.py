@@ -327,7 +327,8 @@ class EvaluationReport:
         parts += ["## Paired tests", _bullets(tests) or "There was nothing to compare the student with."]
 
         # How it was measured, and on what.
-        parts += ["## Protocol", _bullets(self.run.protocols()) or "Not recorded.", "## What made these figures"]
+        how = [*report_text.decision_lines(self.candidates), *self.run.protocols()]
+        parts += ["## Protocol", _bullets(how) or "Not recorded.", "## What made these figures"]
         parts.append(_bullets(f"{name}: {text}" for name, text in report_text.origin_lines(self.run)))
         parts.append(code_block(self.run.command) if self.run.command else "The command was not recorded.")
         return "\n\n".join(parts) + "\n"

@@ -13,6 +13,7 @@ from nlpkd.evaluation.origin import RunRecord, TaskRecord, headline_figure, head
 from nlpkd.evaluation.records import (
     AGREEMENT,
     BASELINES,
+    DECISIONS,
     METRIC_NAMES,
     Candidate,
     Comparison,
@@ -49,7 +50,7 @@ def verdict(task: TaskRecord, candidates: Mapping[str, Candidate], comparisons: 
         for name, baseline in BASELINES.items()
         if (paired := comparisons.get(f"student_vs_{name}"))
     ]
-    return " ".join([opening, *(gains or [_NO_BASELINE])])
+    return " ".join([opening, *(gains or [_NO_BASELINE]), *_unequal_rules(candidates)])
 
 
 def short_verdict(task: TaskRecord, candidates: Mapping[str, Candidate], comparisons: Mapping[str, Comparison]) -> str:
@@ -60,8 +61,27 @@ def short_verdict(task: TaskRecord, candidates: Mapping[str, Candidate], compari
     for name, baseline in BASELINES.items():
         if paired := comparisons.get(f"student_vs_{name}"):
             metric = headline_name(task.headline)
-            return f"{opening[:-1]}; against {baseline} its {metric} is {_points(paired, task.headline)}."
-    return f"{opening[:-1]}; no undistilled baseline was evaluated, so that the gain of distilling is unknown."
+            told = f"{opening[:-1]}; against {baseline} its {metric} is {_points(paired, task.headline)}."
+            return " ".join([told, *_unequal_rules(candidates)])
+    told = f"{opening[:-1]}; no undistilled baseline was evaluated, so that the gain of distilling is unknown."
+    return " ".join([told, *_unequal_rules(candidates)])
+
+
+def _unequal_rules(candidates: Mapping[str, Candidate]) -> list[str]:
+    """Return what figures of several labels say less of, where chosen thresholds are compared with 0.5."""
+    called = {"teacher": "the teacher", **BASELINES}
+    chosen: dict[bool, list[str]] = {True: [], False: []}
+    for name in ("student", *called):
+        if name in candidates and (rule := candidates[name].decides_by):
+            chosen[rule != "0.5"].append(called.get(name, "the student"))
+    if "the student" not in chosen[True] + chosen[False] or not all(chosen.values()):
+        return []
+    by_chosen, by_half = (" and ".join(names) for names in chosen.values())
+    return [
+        f"But they decide by different rules, {by_chosen} by chosen thresholds and {by_half} by 0.5: what parts them "
+        "may be the thresholds. Measure with held-out rows (`nlpkd evaluate --held-out`), which chooses thresholds "
+        "for all of them."
+    ]
 
 
 def _kept(task: TaskRecord, candidates: Mapping[str, Candidate], paired: Comparison | None) -> str:
@@ -214,6 +234,16 @@ def temperature_lines(candidates: Mapping[str, Candidate]) -> list[str]:
         for name, candidate in candidates.items()
         if (fitted := candidate.temperature_scaling)
     ]
+
+
+def decision_lines(candidates: Mapping[str, Candidate]) -> list[str]:
+    """Return a sentence on the rules by which the candidates give labels, where a row may have several."""
+    rules: dict[str, list[str]] = {}
+    for name, candidate in candidates.items():
+        if candidate.decides_by:
+            rules.setdefault(candidate.decides_by, []).append(name)
+    told = "; ".join(f"{', '.join(names)}: {DECISIONS.get(rule, rule)}" for rule, names in rules.items())
+    return [f"A label is given where its probability is above its threshold. {told}"] if told else []
 
 
 def paired_test_lines(comparisons: Mapping[str, Comparison]) -> list[str]:

@@ -26,6 +26,7 @@ from nlpkd.evaluation.records import (
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.evaluation.report_text import (
     code_block,
+    decision_lines,
     escape_markdown,
     flat,
     listed,
@@ -201,7 +202,7 @@ def _usage(report: EvaluationReport, model_name: str) -> str:
     if not several:
         return f"## How to use it\n\n{code_block(f'{code}print(classifier({asked}))', 'python')}"
     cut, told = "0.5", "0.5"
-    if report.run.thresholds:
+    if "student" in report.run.thresholds:
         cut, told = 'classifier.model.config.thresholds[each["label"]]', "its threshold in `config.thresholds`"
     code += f'print([each for each in classifier([{asked}])[0] if each["score"] > {cut}])'
     return (
@@ -267,7 +268,10 @@ def _objective(entry: Mapping[str, Any]) -> str:
 
 def _measurement(report: EvaluationReport) -> str:
     run = report.run
-    told = (_reading(run.data), run.interval_protocol, run.latency_protocol, *run.data.notes())
+    told = (
+        _reading(run.data), *decision_lines(report.candidates), run.interval_protocol, run.latency_protocol,
+        *run.data.notes(),
+    )  # fmt: skip
     lines = [f"- {escape_markdown(protocol)}" for protocol in told if protocol]
     origin = {"Machine": run.machine, "Versions": run.versions, "Seed": run.seed, "Date": run.date}
     lines += [

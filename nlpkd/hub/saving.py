@@ -187,7 +187,7 @@ def save_report(
     directory = Path(directory)
     if card:
         report.refuse_other_weights(directory)
-    if (card or own) and report.run.thresholds:
+    if (card or own) and "student" in report.run.thresholds:
         if (config := _with_thresholds(report, directory)) is not None:
             write_atomic(directory / CONFIG_NAME, config)
         report = replace(report, run=replace(report.run, thresholds_kept=True))

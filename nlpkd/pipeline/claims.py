@@ -114,9 +114,9 @@ def report_claims(claimed: EvaluationReport, measured: EvaluationReport, no_teac
     rows, no_teacher = MeasuredRows.of(claimed, measured), no_teacher or NOT_AGAIN
     counted_alike = claimed.run.flops_protocol == measured.run.flops_protocol
     claims = _task_claims(claimed, measured, rows)
-    # The student's thresholds alone are in a config, by which its files decide too.
-    fitted = claimed.run.thresholds
-    unkept = {name for name, each in fitted.items() if each != fitted.get("student")}
+    # What was measured by thresholds that nothing keeps can't be measured again; the student's files have its own.
+    fitted, found = claimed.run.thresholds, measured.run.thresholds
+    unkept = {name for name, each in fitted.items() if each not in (fitted.get("student"), found.get(name))}
     for name, before in claimed.candidates.items():
         now = measured.candidates.get(name, _UNMEASURED)
         if not counted_alike:

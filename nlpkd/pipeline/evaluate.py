@@ -15,15 +15,14 @@ from typing import Any
 from datasets import Dataset
 
 from nlpkd.data.arguments import OF_A_SOURCE, DataArguments
-from nlpkd.data.columns import DOCUMENT
 from nlpkd.data.label_names import align_rows
 from nlpkd.data.labels.classes import Classes
 from nlpkd.data.rows import count_texts, hash_rows
-from nlpkd.data.sources import FITTED_SPLITS, MEASURED_SPLITS, Source, refuse_as_output
+from nlpkd.data.sources import FITTED_SPLITS, MEASURED_SPLITS, Source, has_splits, refuse_as_output
 from nlpkd.data.splits.learned import count_remembered, learned_entries
 from nlpkd.data.text_classification import TextClassificationData, load_rows_for_model
 from nlpkd.data.tokenization import same_tokenizer
-from nlpkd.data.windows import one_row_a_document
+from nlpkd.data.windows import whole_texts
 from nlpkd.evaluation.benchmark import loaded_size_mb
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.figures.names import check_candidate_names
@@ -93,7 +92,7 @@ def evaluate(
         candidates: further models by name, likewise.
         held_out: other labelled rows, to fit each model's temperature on, or the thresholds of a multi-label one; of
             several splits "validation", else "test", and never the measured one. Rows that are measured too are left
-            out.
+            out. Without it a teacher decides by the thresholds that the student's report chose for it, if any.
         output_dir: where to save `report.json`, `report.md` and, with the extra `report`, `report.html`; no folder
             with the whole report of a training, which says more. Where it is the student's own, the thresholds that
             were chosen for it are kept in its `config.json`.
@@ -154,14 +153,15 @@ def evaluate(
         # In their own order, in which every model finds them whatever the student calls them.
         with quiet("nlpkd.data"):
             rows = align_rows(rows, Classes.of(loaded.id2label).counted, split)
-        fitted, fitted_split = None, None
+        fitted, fitted_from = None, {}
         if held_out is not None:
             # The configuration, the revision and the part are those of `data` alone.
             others_own: dict[str, Any] = dict.fromkeys(OF_A_SOURCE)
             other_args = replace(data_args, **others_own)
             measured = {split} - {"train"} if _same(data, held_out) else set()
             splits = [each for each in FITTED_SPLITS if each not in measured]
-            fitted, fitted_split, _ = load(held_out, data_args=other_args, splits=splits)
+            fitted, fitted_split, other = load(held_out, data_args=other_args, splits=splits)
+            fitted_from = {"held_out": other.name, "held_out_split": fitted_split if has_splits(held_out) else None}
 
     # What is measured, for the record. Of a file the name is its last part alone, and may hold an @.
     in_full = isinstance(data, str) and data == loaded.name
@@ -175,8 +175,8 @@ def evaluate(
             "name": name,
             "config": data_args.dataset_config,
             "revision": revision or data_args.dataset_revision,
-            "split": split,
-            "held_out_split": fitted_split,
+            "split": split if has_splits(data) or data_args.validation_split is not None else None,
+            **fitted_from,
             "evaluated_rows": count_texts(rows),
             "evaluated_sha256": digest,
             **learned_entries(learned.get("student"), *([learned["teacher"]] if "teacher" in learned else [])),
@@ -186,7 +186,7 @@ def evaluate(
     if weights:
         run["student"]["weights_sha256"] = weights
     if "teacher" in sources:
-        measuring = {"teacher_order": _settled_order(Path(student), config, run["teacher"])} | measuring
+        measuring = _settled(_folder(student), config, run["teacher"]) | measuring
     with phase(f"Measuring {', '.join(models)} on {run['data']['evaluated_rows']:,} rows"):
         report = evaluate_student(
             models["student"],
@@ -254,19 +254,23 @@ def _folder(model: str | Path) -> Path:
     return (model_folder(Path(model)) if Path(model).is_file() else Path(model)).resolve()
 
 
-def _settled_order(student: Path, config: Any, teacher: Mapping[str, Any]) -> list[int] | None:
-    """Return the label order that the student's training settled for this teacher, as the report beside it says.
+def _settled(student: Path, config: Any, teacher: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return what the report beside a student has of this very teacher, as arguments of `evaluate_student`.
 
-    It is of the labels as the report has them, of which the student's config may have another order by now.
+    That is the label order that the training settled, and the thresholds that were chosen. Both are of the labels as
+    the report has them, of which the student's config may have another order by now.
     """
     report = EvaluationReport.load_beside(student)
-    if report is None:
-        return None
-    about, classes = report.run.teacher, Classes.of_config(config)
-    if about.label_order is None or (about.name, about.revision) != (teacher["name"], teacher["revision"]):
-        return None
-    places = None if classes is None else classes.positions_in(Classes.of(report.task.labels))
-    return about.label_order if places is None else [about.label_order[place] for place in places]
+    if report is None or not report.run.teacher.is_of(teacher):
+        return {}
+    names, chosen = report.task.labels, report.run.thresholds.get("teacher", {})
+    settled: dict[str, list[Any] | None] = {
+        "teacher_order": report.run.teacher.label_order,
+        "teacher_thresholds": [chosen[name] for name in names] if set(chosen) == set(names) else None,
+    }
+    classes = Classes.of_config(config)
+    places = (None if classes is None else classes.positions_in(Classes.of(names))) or range(len(names))
+    return {name: [own[place] for place in places] for name, own in settled.items() if own}
 
 
 def name_models(entries: Sequence[str], **roles: str | None) -> dict[str, str]:
@@ -363,7 +367,6 @@ def _texts(rows: Dataset, loaded: TextClassificationData, report: EvaluationRepo
     found = (report.candidates["student"].breakdown.disagreements or [])[:examples]
     if not found:
         return {}
-    parts = [rows[column][:] for column in loaded.text_columns]
-    if DOCUMENT in rows.column_names:
-        parts = [one_row_a_document(part, rows[DOCUMENT][:]) for part in parts]
+    texts = whole_texts(rows)
+    parts = [texts[column][:] for column in loaded.text_columns]
     return {entry.row: "\n".join(str(part[entry.row]) for part in parts) for entry in found}

@@ -15,9 +15,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nlpkd.compression.int8 import export_int8
 from nlpkd.compression.onnx import OnnxRecord, accept, export_onnx, export_record, refuse_another_model
 from nlpkd.data.arguments import DataArguments
+from nlpkd.data.rows import count_texts
 from nlpkd.data.sources import Source
 from nlpkd.data.splits.learned import LearnedTexts, count_remembered, remember_texts
 from nlpkd.data.text_classification import TextClassificationData, load_rows_for_model
+from nlpkd.data.windows import whole_texts
 from nlpkd.evaluation.benchmark import loaded_size_mb
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.origin import headline_name, keeps, retention
@@ -167,7 +169,7 @@ def export_student(
             with phase("Writing the int8 file, and comparing it with the first one"):
                 records.append(export_int8(staged, calibration=typical, **comparing, **int8_settings))
         if rows is not None:
-            with phase(f"Measuring the student in PyTorch and the files on {len(rows):,} rows"):
+            with phase(f"Measuring the student in PyTorch and the files on {count_texts(rows):,} rows"):
                 candidates = {each.file: OnnxClassifier.from_pretrained(staged, file=each.file) for each in records}
                 size_mb = {"student": loaded_size_mb(source, model)}
                 run = {"command": command_line(), "date": now(), "student": source.describe()}
@@ -222,7 +224,8 @@ def _with_first_texts(found: tuple[Any, str, TextClassificationData]) -> tuple[A
 
 def _first_texts(rows: Dataset, columns: Sequence[str]) -> list[Any]:
     """Return the first texts of rows, or pairs of texts: what files and PyTorch are compared on."""
-    first = rows.select(range(min(_COMPARED_TEXTS, len(rows))))
+    texts = whole_texts(rows)
+    first = texts.select(range(min(_COMPARED_TEXTS, len(texts))))
     parts = [first[column][:] for column in columns]
     return parts[0] if len(parts) == 1 else list(zip(*parts, strict=True))
 

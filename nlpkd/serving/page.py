@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio
 
@@ -35,6 +35,25 @@ LOCAL: dict[str, Any] = {
 _SHOWN = 5
 
 
+class Answer(NamedTuple):
+    """What a model answers.
+
+    Attributes:
+        given: the labels that it gives the text, the likeliest first; of a regression its score as text.
+        probabilities: of each label, the likeliest first; none of a regression.
+        ms: milliseconds from text to label.
+    """
+
+    given: tuple[str, ...]
+    probabilities: dict[str, float]
+    ms: float
+
+    @property
+    def shown(self) -> str:
+        """What it gives, a label a line."""
+        return "\n".join(self.given) or "(no label)"
+
+
 def make_page(
     models: Mapping[str, Callable[..., Any]],
     rows: Sequence[Sequence[Any]] = (),
@@ -55,13 +74,12 @@ def make_page(
         The page, which `launch(**LOCAL)` opens.
     """
     # The first call of a model takes longer than all later ones.
-    for classify in models.values():
-        answer(classify, EXAMPLE, EXAMPLE if pairs else "")
+    first = {name: answer(classify, EXAMPLE, EXAMPLE if pairs else "") for name, classify in models.items()}
 
     def compare(text: str, second: str) -> list[Any]:
         found = [answer(classify, text, second) for classify in models.values()]
-        agree = "" if len(found) < 2 else verdict(models.values(), [scores for scores, _ in found])
-        return [agree, *(cell for scores, ms in found for cell in (scores, f"{ms:.2f}"))]
+        agree = "" if len(found) < 2 else verdict(found)
+        return [agree, *(cell for each in found for cell in (each.shown, each.probabilities, f"{each.ms:.2f}"))]
 
     with gradio.Blocks(title=title, analytics_enabled=False) as page:
         gradio.Markdown("Type a text, and see what each model answers.")
@@ -71,10 +89,18 @@ def make_page(
         agree = gradio.Markdown(elem_id="agree")
         outputs: list[Any] = [agree]
         with gradio.Row():
-            for number, name in enumerate(models):
+            for number, (name, classify) in enumerate(models.items()):
                 with gradio.Column():
-                    outputs.append(gradio.Label(label=name, num_top_classes=_SHOWN, elem_id=f"answer-{number}"))
-                    outputs.append(gradio.Textbox(label="ms, text to label", elem_id=f"ms-{number}"))
+                    outputs.append(gradio.Textbox(label=name, elem_id=f"given-{number}"))
+                    # Its heading would be the likeliest label, be it given or not.
+                    bars = gradio.Label(
+                        label="Probabilities", num_top_classes=_SHOWN, show_heading=False,
+                        visible=bool(first[name].probabilities), elem_id=f"answer-{number}",
+                    )  # fmt: skip
+                    if cuts := thresholds(classify):
+                        told = "\n".join(f"{label}: {cut:.3f}" for label, cut in cuts.items())
+                        gradio.Textbox(told, label="Labels are given above", max_lines=_SHOWN, interactive=False)
+                    outputs += [bars, gradio.Textbox(label="ms, text to label", elem_id=f"ms-{number}")]
         gradio.on([button.click, text.submit], compare, [text, second], outputs)
         if rows:
             gradio.Markdown("Rows of the report on which student and teacher differ most. Click on one to ask both.")
@@ -107,12 +133,17 @@ def make_space_page(folder: Path) -> gradio.Blocks:
         classify = pipeline("text-classification", model=name, revision=revision, truncation=True)
         name_labels(classify, about["labels"][role])
         models[f"{role}: {name}"] = classify
-    name, revision = about["models"]["student"]
+    student, revision = about["models"]["student"]
     try:
-        report = json.loads(Path(hf_hub_download(name, "report.json", revision=revision)).read_text(encoding="utf-8"))
+        path = hf_hub_download(student, "report.json", revision=revision)
+        report = json.loads(Path(path).read_text(encoding="utf-8"))
     except EntryNotFoundError:
         report = None
-    return make_page(models, rows_that_differ(report) if report else (), title=f"Try {name}", pairs=about["pairs"])
+    if report and "teacher" in about["models"]:
+        teacher, revision = about["models"]["teacher"]
+        settle_thresholds(models[f"teacher: {teacher}"], report, teacher, revision)
+    rows = rows_that_differ(report) if report else ()
+    return make_page(models, rows, title=f"Try {student}", pairs=about["pairs"])
 
 
 def name_labels(classify: Any, names: Sequence[str]) -> None:
@@ -129,33 +160,78 @@ def name_labels(classify: Any, names: Sequence[str]) -> None:
     config.label2id = {name: number for number, name in enumerate(names)}
 
 
-def answer(classify: Callable[..., Any], text: str, second: str = "") -> tuple[dict[str, float] | str, float]:
+def settle_thresholds(teacher: Any, report: Mapping[str, Any], name: str, revision: str | None) -> None:
+    """Let a teacher decide by the thresholds of the student's report, if they were chosen for this very teacher.
+
+    Args:
+        teacher: its pipeline, with the student's names of the labels; see `name_labels`.
+        report: the content of a `report.json`.
+        name: of the teacher, as a report tells it.
+        revision: likewise.
+    """
+    run = report["run"]
+    about, chosen = run.get("teacher") or {}, (run.get("thresholds") or {}).get("teacher") or {}
+    config = teacher.model.config
+    names = [config.id2label[number] for number in range(len(config.id2label))]
+    if set(chosen) == set(names) and (about.get("name"), about.get("revision")) == (name, revision):
+        config.thresholds = [chosen[label] for label in names]
+
+
+def answer(classify: Callable[..., Any], text: str, second: str = "") -> Answer:
     """Ask a model about a text, or about a pair where there is a second one.
 
+    Args:
+        classify: as for `make_page`.
+        text: the text.
+        second: the one beside it.
+
     Returns:
-        The probability of each label, or the score of a regression as text; and the milliseconds.
+        What it gives the text, and how sure it is.
     """
     start = time.perf_counter()
     found = classify({"text": text, "text_pair": second} if second else text, top_k=None)
     ms = (time.perf_counter() - start) * 1e3
     found = found[0] if found and isinstance(found[0], list) else found
-    # A model of several labels may know a single one.
-    scored = len(found) == 1 and not _gives_several(classify)
-    return (f"{found[0]['score']:.3f}" if scored else {each["label"]: each["score"] for each in found}), ms
+    probabilities = {each["label"]: each["score"] for each in found}
+    ordered = sorted(probabilities, key=lambda label: -probabilities[label])
+    if cuts := thresholds(classify):
+        return Answer(tuple(label for label in ordered if probabilities[label] > cuts[label]), probabilities, ms)
+    # A model of several labels may know a single one; another model that does gives scores.
+    if len(found) == 1:
+        return Answer((f"{found[0]['score']:.3f}",), {}, ms)
+    return Answer((ordered[0],), probabilities, ms)
 
 
-def verdict(models: Iterable[Any], answers: Sequence[dict[str, float] | str]) -> str:
-    """Say whether models decide alike on a text: by their likeliest label, or by all that each gives it of several.
+def thresholds(classify: Any) -> dict[str, float]:
+    """Return what the probability of each label must be above for a model to give it.
 
     Args:
-        models: as for `make_page`.
-        answers: what `answer` returned of each; of scores the difference is said.
+        classify: as for `make_page`.
+
+    Returns:
+        By label; empty of a model that gives each text one label, or a score.
     """
-    scores = [float(each) for each in answers if isinstance(each, str)]
-    if len(scores) == len(answers):
+    config: Any = getattr(getattr(classify, "model", None), "config", None)
+    if getattr(config, "problem_type", None) != "multi_label_classification":
+        return {}
+    names = [config.id2label[number] for number in range(len(config.id2label))]
+    own = getattr(config, "thresholds", None) or [0.5] * len(names)
+    return dict(own) if isinstance(own, Mapping) else dict(zip(names, own, strict=True))
+
+
+def verdict(answers: Sequence[Answer]) -> str:
+    """Say whether models give a text the same labels.
+
+    Args:
+        answers: of each model; of scores the difference is said.
+
+    Returns:
+        One sentence.
+    """
+    if not any(each.probabilities for each in answers):
+        scores = [float(each.given[0]) for each in answers]
         return f"Their scores are {max(scores) - min(scores):.3f} apart."
-    decisions = {_decision(model, found) for model, found in zip(models, answers, strict=True)}
-    return "They agree." if len(decisions) == 1 else "They differ."
+    return "They agree." if len({frozenset(each.given) for each in answers}) == 1 else "They differ."
 
 
 def rows_that_differ(report: Mapping[str, Any], texts: Mapping[int, str] | None = None) -> list[list[Any]]:
@@ -176,30 +252,6 @@ def rows_that_differ(report: Mapping[str, Any], texts: Mapping[int, str] | None 
         ]
         for each in report["candidates"]["student"].get("breakdown", {}).get("disagreements") or []
     ]
-
-
-def _decision(model: Any, scores: dict[str, float] | str) -> frozenset[str]:
-    """Return the labels that a model gives a text."""
-    if isinstance(scores, str):
-        given = [scores]
-    elif _gives_several(model):
-        config = _config(model)
-        thresholds = getattr(config, "thresholds", None) or dict.fromkeys(scores, 0.5)
-        if not isinstance(thresholds, Mapping):
-            thresholds = {config.id2label[number]: each for number, each in enumerate(thresholds)}
-        given = [label for label, score in scores.items() if score > thresholds[label]]
-    else:
-        given = [max(scores, key=lambda label: scores[label])]
-    return frozenset(given)
-
-
-def _config(model: Any) -> Any:
-    return getattr(getattr(model, "model", None), "config", None)
-
-
-def _gives_several(model: Any) -> bool:
-    """Check whether a model gives a text any number of its labels."""
-    return getattr(_config(model), "problem_type", None) == "multi_label_classification"
 
 
 if __name__ == "__main__":

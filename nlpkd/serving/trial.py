@@ -16,6 +16,7 @@ from nlpkd.data.text_classification import load_rows_for_model
 from nlpkd.evaluation.report import JSON_NAME, EvaluationReport
 from nlpkd.models.loading import split_revision
 from nlpkd.models.onnx_classifier import model_folder
+from nlpkd.models.source import ModelSource
 from nlpkd.serving.classifier import load
 from nlpkd.tasks import task_of
 from nlpkd.utils.packages import require
@@ -56,6 +57,9 @@ def make_trial(
     report = _report_of(student)
     if report is None and data is not None:
         raise ValueError(f"{student} has no {JSON_NAME}, which says on which rows it differs: leave data out")
+    if report is not None and teacher is not None:
+        told = ModelSource.of(teacher, None, trust_remote_code).describe()
+        page.settle_thresholds(loaded["teacher"], report.to_dict(), told["name"], told["revision"])
     texts = {}
     if report is not None and data is not None:
         texts = _texts(report, next(iter(models.values())), data, data_args)

@@ -50,6 +50,17 @@ def test_a_run_fits_on_validation_rows_that_it_does_not_measure(tokenizer, caplo
     assert "20 of 20 validation rows are test rows too" in caplog.text
 
 
+def test_validation_texts_that_are_left_out_are_counted_and_not_their_windows(tokenizer, caplog):
+    long = [{"text": " ".join(["a good film"] * 20), "label": label} for label in (0, 1)]
+    other = [{"text": f"{row['text']} the plot", "label": row["label"]} for row in long]
+    data = load_text_classification(
+        raw_rows(20), Dataset.from_list(other + long), Dataset.from_list(long), tokenizer=tokenizer, max_length=12,
+        window_stride=2,
+    )  # fmt: skip
+    assert len(set(rows_to_fit(data, "test")[DOCUMENT][:])) == 2
+    assert "2 of 4 validation rows are test rows too" in caplog.text
+
+
 def test_a_run_has_nothing_to_fit_for_scores(tokenizer):
     scores = [number / 7 for number in range(20)]
     splits = [raw_rows(20, seed).remove_columns("label").add_column("label", scores) for seed in range(3)]

@@ -10,7 +10,7 @@ from samples import QUIET, WORDS, tiny_bert
 
 from nlpkd import DistillationTrainer, distill, evaluate_student, load_text_classification, make_student, train_teacher
 from nlpkd.data.columns import DOCUMENT
-from nlpkd.data.windows import average_windows, one_row_a_document
+from nlpkd.data.windows import average_windows, one_row_a_document, whole_texts
 from nlpkd.objectives import CrossEntropyLoss, ForwardKLLoss
 
 NAMES = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}}
@@ -51,6 +51,12 @@ def test_averages_are_those_of_a_loop():
     expected = [logits[:2].mean(0), logits[2:5].mean(0), logits[5]]
     assert np.allclose(average_windows(logits, owners), expected)
     assert one_row_a_document([5, 5, 6, 6, 6, 7], owners).tolist() == [5, 6, 7]
+
+
+def test_of_windows_each_text_is_taken_once_and_as_a_whole(cut):
+    raw = documents(60)
+    assert whole_texts(cut)["text"][:] == [row["text"] for row in raw]
+    assert whole_texts(Dataset.from_list(raw))["text"][:] == [row["text"] for row in raw]
 
 
 def test_trainer_and_report_measure_texts_by_their_average(cut, tokenizer, settings):

@@ -21,6 +21,7 @@ OF_ONE_DOOR = {
     "run": [{"seed": "x"}, {"data": "my data"}, {"settings": {"folder": object()}}, "run"],
     "text_columns": ["text", ["t"], 3],
     "teacher_tokenizer": [object()],
+    "teacher_thresholds": ["0.5", 0.5, ["a", 0.5], [0.5, 1.5], [0.5, float("nan")], [0.5, 0.5]],
 }
 
 

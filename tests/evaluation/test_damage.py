@@ -63,6 +63,7 @@ WRONG = {
     (*PARTS, "reliability", 0, "rows"): 0,
     (*PARTS, "per_length"): WHOLE["candidates"]["student"]["breakdown"]["per_length"][:1],
     ("run", "thresholds", "student"): {"a": 0.5},
+    ("run", "thresholds", "student", LABELS[0]): 1.5,
     ("run", "thresholds", "int8"): dict.fromkeys(LABELS, 0.5),
     ("run", "seed"): "x",
     ("task", "rows"): 0,

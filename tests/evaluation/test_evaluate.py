@@ -1,7 +1,9 @@
 import json
 import logging
 import math
+import re
 import time
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -20,10 +22,13 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from nlpkd import load_text_classification
 from nlpkd.evaluation.benchmark import count_flops, describe_environment, measure_latency, model_size_mb
 from nlpkd.evaluation.evaluate import evaluate_student
+from nlpkd.evaluation.html_report import render_page
 from nlpkd.evaluation.metrics import classification_metrics
 from nlpkd.evaluation.prediction import predict_logits
-from nlpkd.evaluation.records import Interval
+from nlpkd.evaluation.records import DECISIONS, Interval
 from nlpkd.evaluation.report import EvaluationReport
+from nlpkd.evaluation.report_text import short_verdict
+from nlpkd.hub.model_card import build_model_card
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 VOCABULARY = 60
@@ -265,6 +270,52 @@ def test_every_candidate_answers_by_its_own_thresholds_when_agreement_is_measure
     assert agreement.value == pytest.approx(((given > cuts) == (given > 0.5)).double().mean().item())
     teacher.config.thresholds = [0.9, 0.2, 0.5]
     assert evaluate_student(student, teacher, **quality).candidates["student"].agreement.value == 1.0
+
+
+CUTS = [0.2, 0.5, 0.9]
+
+
+@pytest.mark.parametrize("student_cuts", [None, CUTS])
+@pytest.mark.parametrize("teacher_cuts", [None, CUTS])
+@pytest.mark.parametrize("baseline_cuts", [None, CUTS])
+def test_each_candidate_says_by_which_rule_it_decides_and_two_rules_are_no_fair_comparison(
+    student_cuts, teacher_cuts, baseline_cuts, tokenizer
+):
+    cuts = {"teacher": teacher_cuts, "student": student_cuts, "baseline": baseline_cuts}
+    models = {name: several_labels(**({} if cut is None else {"thresholds": cut})) for name, cut in cuts.items()}
+    dataset = rows(labels=2).map(lambda row: {"labels": [row["labels"], 1, 0]})
+    given = {"dataset": dataset, "tokenizer": tokenizer, **QUICK}
+    report = evaluate_student(**models, **given)
+    named = {name: dict(zip("abc", cut, strict=True)) for name, cut in cuts.items() if cut is not None}
+    assert report.run.thresholds == named
+    rules = {name: each.decides_by for name, each in report.candidates.items()}
+    assert rules == {name: "0.5" if cut is None else "config" for name, cut in cuts.items()}
+    assert EvaluationReport.from_dict(report.to_dict()) == report
+    # Whatever shows the comparison shows the rules.
+    short = short_verdict(report.task, report.candidates, report.comparisons)
+    card = build_model_card(report, model_name="student").content
+    shown = [report.to_markdown(), card] + ([] if find_spec("jinja2") is None else [render_page(report)])
+    for name, rule in rules.items():
+        assert all(re.search(rf"\b{name}\b[^;:]*: {re.escape(DECISIONS[rule])}", each) for each in shown)
+    unequal = len(named) not in (0, 3)
+    assert all(("decide by different rules" in each) == unequal for each in (short, *shown))
+    fitted = evaluate_student(**models, **given, threshold_dataset=rows(seed=3).map(lambda _: {"labels": [1, 0, 1]}))
+    assert {each.decides_by for each in fitted.candidates.values()} == {"held-out"}
+    assert "different rules" not in fitted.verdict()
+
+
+def test_a_teacher_decides_by_thresholds_that_were_chosen_for_it_before(tokenizer):
+    student, teacher = several_labels(), several_labels(("c", "a", "b"), thresholds=[0.1, 0.1, 0.1])
+    dataset = rows(labels=2).map(lambda row: {"labels": [row["labels"], 1, 0]})
+    given = {"dataset": dataset, "tokenizer": tokenizer, **QUICK}
+    report = evaluate_student(student, teacher, teacher_thresholds=CUTS, **given)
+    teacher.config.thresholds = [0.9, 0.2, 0.5]
+    expected = evaluate_student(student, teacher, **given)
+    assert report.candidates["teacher"].decides_by == "report"
+    assert report.candidates["teacher"].quality == expected.candidates["teacher"].quality
+    assert report.run.thresholds == expected.run.thresholds == {"teacher": {"a": 0.2, "b": 0.5, "c": 0.9}}
+    with pytest.raises(ValueError, match="2 teacher_thresholds, and 3 labels"):
+        evaluate_student(student, teacher, teacher_thresholds=[0.5, 0.5], **given)
 
 
 def test_generic_label_names_go_by_position_unless_an_order_is_given(tokenizer):

@@ -36,11 +36,11 @@ print(make_space("alice/page", "alice/student", "alice/teacher@main"))
 os.chdir(snapshot_download("alice/page", repo_type="space"))
 page = runpy.run_path("app.py")["make_space_page"](Path("."))
 parts = {each["props"].get("elem_id"): each["props"] for each in page.get_config_file()["components"]}
-print(parts["answer-0"]["label"], parts["answer-1"]["label"], sep="\\n")
+print(parts["given-0"]["label"], parts["given-1"]["label"], sep="\\n")
 rows = parts["rows"]["samples"]
 print(len(rows), "rows", "with" if any(row[1] for row in rows) else "without", "texts")
 compare = next(each.fn for each in page.fns.values() if getattr(each.fn, "__name__", "") == "compare")
-print(*(sorted(answer) for answer in compare("good", "")[1::2]), sep="\\n")
+print(*(sorted(answer) for answer in compare("good", "")[2::3]), sep="\\n")
 """
 
 

@@ -6,6 +6,7 @@ import copy
 import fcntl
 import json
 import re
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -285,6 +286,43 @@ def test_a_report_elsewhere_leaves_the_student_as_it_is_and_says_so(tagged, tagg
     assert "its own config has others, or none" in (elsewhere / "report.md").read_text()
 
 
+@pytest.fixture
+def measured(tagged, tagger, tokenizer, tmp_path) -> tuple[Path, Path, EvaluationReport]:
+    """A student whose report chose thresholds for it and its teacher, that teacher, and the report."""
+    labels = {"id2label": {0: "b", 1: "a"}, "label2id": {"b": 0, "a": 1}}
+    teacher = tiny_bert(2, seed=4, problem_type="multi_label_classification", initializer_range=0.5, **labels)
+    folder = save_student(teacher, tmp_path / "teacher", tokenizer)
+    given = {"teacher": folder, "held_out": tagged["validation"], "output_dir": tagger}
+    return tagger, folder, evaluate(tagger, tagged["test"], **given, **QUICK)
+
+
+def test_a_teacher_is_measured_again_by_the_thresholds_that_the_student_s_report_chose_for_it(measured, tagged):
+    student, teacher, before = measured
+    again = evaluate(student, tagged["test"], teacher=teacher, **QUICK)
+    assert again.run.thresholds == before.run.thresholds
+    assert {name: each.decides_by for name, each in again.candidates.items()} == {
+        "student": "config", "teacher": "report",
+    }  # fmt: skip
+    for name in ("student", "teacher"):
+        assert again.candidates[name].quality == before.candidates[name].quality
+    assert again.candidates["student"].agreement == before.candidates["student"].agreement
+    assert "different rules" not in again.verdict()
+    claims = {each.figure: each.holds for each in verify(student, tagged["test"], teacher=teacher, **QUICK).claims}
+    assert claims["teacher: macro F1"] and claims["agreement with the teacher"]
+
+
+def test_another_teacher_does_not_decide_by_them_and_the_report_says_so(measured, tagged):
+    student, teacher, _ = measured
+    other = shutil.copytree(teacher, teacher.with_name("other"))
+    report = evaluate(student, tagged["test"], teacher=other, **QUICK)
+    assert report.candidates["teacher"].decides_by == "0.5" and "teacher" not in report.run.thresholds
+    assert "the student by chosen thresholds and the teacher by 0.5" in report.verdict()
+    verification = verify(student, tagged["test"], teacher=other, **QUICK)
+    claims = {each.figure: each.holds for each in verification.claims}
+    assert claims["teacher: macro F1"] is None and claims["agreement with the teacher"] is None
+    assert verification.holds
+
+
 def test_labels_that_only_count_keep_thresholds_by_their_own_names(tagged, tokenizer, tmp_path):
     student = tiny_bert(1, problem_type="multi_label_classification", initializer_range=0.5)
     folder = save_student(student, tmp_path / "counted", tokenizer)
@@ -316,9 +354,23 @@ def test_of_one_source_a_split_is_fitted_on_that_is_not_measured(split, names, f
     report = evaluate(tagger, both, held_out=both, split=split, **QUICK)
     measured, other = (tagged[each] for each in (report.run.data.split, fitted))
     assert report.run.data.split == (split or "test") and report.run.data.held_out_split == fitted
-    assert f"the split {fitted}" in report.to_markdown()
+    assert f"held out: the split {fitted} of in-memory data" in report.to_markdown()
     apart = evaluate(tagger, measured, held_out=other, **QUICK)
     assert report.run.thresholds == apart.run.thresholds
+
+
+def test_a_source_without_splits_is_told_by_its_name_and_by_no_split(tagged, tagger, tmp_path):
+    files = {name: str(tmp_path / f"{name} tags.jsonl") for name in ("test", "dev")}
+    tagged["test"].to_json(files["test"])
+    tagged["validation"].to_json(files["dev"])
+    rows = [tagged[name].to_list() for name in ("test", "validation")]
+    for data, held_out, called in ((*files.values(), "dev tags.jsonl"), (*rows, "in-memory data")):
+        report = evaluate(tagger, data, held_out=held_out, **QUICK)
+        assert report.run.data.split is None and report.run.data.held_out_split is None
+        told = report.to_markdown()
+        assert f"; held out: {called}\n" in told and "split train" not in told and "the split" not in told
+    held_back = evaluate(tagger, files["test"], validation_split=0.5, **QUICK)
+    assert held_back.run.data.split == "validation"
 
 
 def test_the_same_rows_are_refused_as_held_out_ones(tagged, tagger, tmp_path):

@@ -71,3 +71,14 @@ def test_a_file_that_keeps_exactly_the_share_that_is_asked_for_passes_the_gate()
     assert _retention(report(49), 0.98)[INT8] < 0.98
     with pytest.raises(RetentionError, match=r"it keeps 0\.96, below min_retention=0\.98"):
         _retention(report(48), 0.98)
+
+
+def test_files_are_compared_on_texts_and_not_on_their_windows(tokenizer, tmp_path, caplog):
+    pytest.importorskip("onnxruntime", reason="needs the extra `export`")
+    folder = save_student(tiny_bert(layers=1, initializer_range=0.5), tmp_path / "student", tokenizer)
+    short, long = "a good film", " ".join(["a good film"] * 40)
+    rows = [{"text": f"{long if row < 20 else short} {row}", "label": row % 2} for row in range(40)]
+    with caplog.at_level(logging.INFO, logger="nlpkd"):
+        result = export_student(folder, data=rows, max_length=12, window_stride=2, min_retention=0.1)
+    assert [record.rows for record in result.records] == [40]
+    assert "comparing it with PyTorch on 40 texts" in caplog.text and "the files on 40 rows" in caplog.text

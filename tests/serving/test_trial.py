@@ -13,7 +13,7 @@ import pytest
 from browser import CHROMIUM, Browser
 from samples import raw_rows, tiny_bert, tried_models
 
-from nlpkd import load
+from nlpkd import evaluate, load
 from nlpkd.serving.trial import make_trial
 
 pytestmark = pytest.mark.skipif(find_spec("gradio") is None, reason='needs Gradio: pip install "nlpkd[try]"')
@@ -65,12 +65,14 @@ def test_a_browser_shows_both_answers_and_the_rows_where_they_differ_and_asks_no
             until(browser, f"{TYPED}.value || document.querySelector('#rows tbody td').click()")
             assert browser.evaluate(f"{TYPED}.value") == text
             for number, name in enumerate(("student", "teacher")):
-                answer = text_of(f"answer-{number}")
+                answer, given = text_of(f"answer-{number}"), f"given-{number}"
                 wanted = load(folder / name)(text, top_k=None)
                 shares = [f"{100 * each['score']:.0f}%" for each in wanted]
                 until(browser, " && ".join(f"{answer}?.includes('{share}')" for share in shares))
                 shown = browser.evaluate(answer)
-                assert f"{name}: {folder / name}" in shown and all(each["label"] in shown for each in wanted)
+                assert all(each["label"] in shown for each in wanted)
+                assert f"{name}: {folder / name}" in browser.evaluate(text_of(given))
+                assert browser.evaluate(VALUE.format(given)) == wanted[0]["label"]
                 assert 0 < float(browser.evaluate(VALUE.format(f"ms-{number}"))) < 1e4
             assert browser.evaluate(text_of("agree")).strip() == "They differ."
             browser.show(390)
@@ -120,7 +122,7 @@ def test_a_page_says_of_labels_that_are_spelled_otherwise_what_it_says_of_the_sa
 
     student, teacher = saved(tmp_path, tokenizer, config(names), config(others))
     shown = told_of(make_trial(student, teacher), texts)
-    for agree, mine, _, theirs, _ in shown:
+    for agree, _, mine, _, _, theirs, _ in shown:
         assert set(theirs) == set(names)
         expected = dict(zip(names, [mine["pos"], mine["neg"]], strict=True)) if turned else mine
         assert theirs == pytest.approx(expected)
@@ -135,22 +137,47 @@ def test_models_of_other_classes_are_not_compared(tmp_path, tokenizer):
         make_trial(student, teacher)
 
 
-def test_the_page_says_of_several_labels_whether_both_give_the_same(tmp_path, tokenizer):
-    from nlpkd.serving.page import answer, verdict
+def test_what_is_shown_as_given_is_what_the_model_decides_and_is_compared(tmp_path, tokenizer):
+    from nlpkd.serving.page import make_page
 
     names = {"num_labels": 3, "id2label": dict(enumerate("abc")), "problem_type": "multi_label_classification"}
     named, unnamed = {"c": 0.0, "b": 0.5, "a": 1.0}, [1.0, 0.5, 0.0]
-    cuts = [{}, {"thresholds": [0.5] * 3}, {"thresholds": named}, {"thresholds": unnamed}]
+    cuts = [{}, {"thresholds": [0.5] * 3}, {"thresholds": named}, {"thresholds": unnamed}, {"thresholds": [1.0] * 3}]
     models = classifiers(tmp_path, tokenizer, *(names | each for each in cuts))
-    told = set()
-    for text in raw_rows(20)["text"]:
-        answers = [answer(each, text)[0] for each in models]
-        sets = [{each["label"] for each in model(text, decide=True)} for model in models]
-        for place in range(1, 4):
-            expected = "They agree." if sets[0] == sets[place] else "They differ."
-            assert verdict([models[0], models[place]], [answers[0], answers[place]]) == expected
-            told.add(expected)
-    assert len(told) == 2
+    texts, told = raw_rows(20)["text"][:], set()
+    for other in models[1:]:
+        rows = told_of(make_page({"one": models[0], "other": other}), texts)
+        for text, (agree, *shown) in zip(texts, rows, strict=True):
+            decided = [[each["label"] for each in model(text, decide=True)] for model in (models[0], other)]
+            assert [shown[0], shown[3]] == ["\n".join(each) or "(no label)" for each in decided]
+            assert agree == ("They agree." if set(decided[0]) == set(decided[1]) else "They differ.")
+            told.add((agree, len(decided[1])))
+    assert {agree for agree, _ in told} == {"They agree.", "They differ."}
+    assert {count for _, count in told} >= {0, 1, 2}
+
+
+def test_of_several_labels_the_page_shows_no_other_heading_and_by_which_thresholds_they_are_given(tmp_path, tokenizer):
+    cut, uncut = saved(tmp_path, tokenizer, CUT, SEVERAL)
+    parts = [each.get_config() | {"kind": type(each).__name__} for each in make_trial(cut, uncut).blocks.values()]
+    assert [each["show_heading"] for each in parts if each["kind"] == "Label"] == [False, False]
+    told = [each["value"] for each in parts if each.get("label") == "Labels are given above"]
+    assert told == ["LABEL_0: 0.600\nLABEL_1: 0.400", "LABEL_0: 0.500\nLABEL_1: 0.500"]
+
+
+def test_a_teacher_on_the_page_decides_by_the_thresholds_of_the_student_s_report(tmp_path, tokenizer):
+    folders = saved(tmp_path, tokenizer, SEVERAL, SEVERAL, SEVERAL)
+    student, teacher, other = folders
+    rows, held_out = (raw_rows(20, seed).map(lambda row: {"label": [row["label"], 1]}) for seed in (1, 2))
+    report = evaluate(
+        student, rows, teacher=teacher, held_out=held_out, output_dir=student, latency_runs=0, bootstrap_samples=2
+    )
+    chosen = [list(cuts.values()) for cuts in map(report.run.thresholds.get, ("student", "teacher"))]
+    for beside, expected in ((teacher, chosen), (other, [chosen[0], [0.5, 0.5]])):
+        shown = [
+            each.value for each in make_trial(student, beside).blocks.values()
+            if getattr(each, "label", None) == "Labels are given above"
+        ]  # fmt: skip
+        assert shown == ["\n".join(f"LABEL_{at}: {cut:.3f}" for at, cut in enumerate(cuts)) for cuts in expected]
 
 
 def test_the_page_says_of_scores_how_far_they_are_apart(tmp_path, tokenizer):
@@ -158,8 +185,9 @@ def test_the_page_says_of_scores_how_far_they_are_apart(tmp_path, tokenizer):
 
     first, second = classifiers(tmp_path, tokenizer, *[{"num_labels": 1, "problem_type": "regression"}] * 2)
     second.model.classifier.bias.data += 0.25
-    answers = [answer(each, "a good film")[0] for each in (first, second)]
-    assert verdict([first, second], answers) == "Their scores are 0.250 apart."
+    answers = [answer(each, "a good film") for each in (first, second)]
+    assert verdict(answers) == "Their scores are 0.250 apart."
+    assert [each.shown for each in answers] == [f"{each('a good film')[0]['score']:.3f}" for each in (first, second)]
 
 
 def test_a_single_label_is_given_or_not_and_is_no_score(tmp_path, tokenizer):
@@ -170,9 +198,9 @@ def test_a_single_label_is_given_or_not_and_is_no_score(tmp_path, tokenizer):
     for bias, expected in ((0.0, "They agree."), (20.0, "They differ.")):
         first.model.classifier.bias.data.fill_(-10.0)
         second.model.classifier.bias.data.fill_(bias - 10.0)
-        answers = [answer(each, "a good film")[0] for each in (first, second)]
-        assert all(isinstance(each, dict) and len(each) == 1 for each in answers)
-        assert verdict([first, second], answers) == expected
+        answers = [answer(each, "a good film") for each in (first, second)]
+        assert all(len(each.probabilities) == 1 for each in answers)
+        assert verdict(answers) == expected and answers[0].shown == "(no label)"
 
 
 def test_a_page_listens_on_this_machine_alone_and_tells_nobody(folder, monkeypatch):

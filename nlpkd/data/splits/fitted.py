@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from nlpkd.data.collator import flat_numbers
 from nlpkd.data.columns import DOCUMENT
-from nlpkd.data.rows import has_unlabelled
+from nlpkd.data.rows import count_texts, has_unlabelled
 from nlpkd.data.text_classification import TextClassificationData
 from nlpkd.tasks import REGRESSION
 
@@ -57,8 +57,8 @@ def rows_to_fit(data: TextClassificationData, measured: str) -> Dataset | None:
     if len(rows) < len(validation):
         logger.warning(
             "%d of %d validation rows are %s rows too: no thresholds or temperatures are fitted on these.",
-            len(validation) - len(rows),
-            len(validation),
+            count_texts(validation) - count_texts(rows),
+            count_texts(validation),
             measured,
         )
     return rows if len(rows) else None

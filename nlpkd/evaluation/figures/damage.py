@@ -34,18 +34,21 @@ def check_parts(task: TaskRecord, candidates: Mapping[str, Candidate], named: Ma
 
 
 def check_thresholds(thresholds: Mapping[str, Mapping[str, float]], labels: int) -> None:
-    """Check that each candidate has a threshold a label.
+    """Check that each candidate has a threshold a label, which a probability can be above.
 
     Args:
         thresholds: by candidate and label.
         labels: how many there are.
 
     Raises:
-        ValueError: naming the candidate that has another number of them.
+        ValueError: naming the candidate that has another number of them, or one that is no probability.
     """
     for name, each in thresholds.items():
         if len(each) != labels:
             _refuse(f"run: thresholds: {name}", f"{len(each)} thresholds", f"there are {labels} labels")
+        for label, cut in each.items():
+            if not 0 <= cut <= 1:
+                _refuse(f"run: thresholds: {name}: {label}", f"{cut}", "from 0 to 1")
 
 
 def _check_breakdown(title: str, own: Breakdown, labels: int, rows: int | None) -> None:

@@ -20,7 +20,8 @@ def check_measuring(candidates: Collection[str], **given: Any) -> None:
     Args:
         candidates: names of what is measured.
         **given: of its arguments those that a caller gave: `batch_size`, `bootstrap_samples`, `latency_runs`, `seed`,
-            `latency_batches`, `latency_tokens`, `training_seconds`, `teacher_order`, `teacher_tokenizer`, `run`.
+            `latency_batches`, `latency_tokens`, `training_seconds`, `teacher_order`, `teacher_thresholds`,
+            `teacher_tokenizer`, `run`.
 
     Raises:
         ValueError: for the first one; it is named.
@@ -34,8 +35,12 @@ def check_measuring(candidates: Collection[str], **given: Any) -> None:
     order, tokenizer = given.get("teacher_order"), given.get("teacher_tokenizer")
     if order is not None and not (_is_list(order) and are_numbers(*order)):
         raise ValueError(f"teacher_order must be a list of indices, got teacher_order={order!r:.80}")
+    cuts = given.get("teacher_thresholds")
+    if cuts is not None and not (_is_list(cuts) and are_numbers(*cuts) and all(0 <= each <= 1 for each in cuts)):
+        raise ValueError(f"teacher_thresholds must be a list of numbers from 0 to 1, got {cuts!r:.80}")
     own = list(tokenizer) if isinstance(tokenizer, (list, tuple)) else [tokenizer]
-    for name, useless in (("teacher_order", order is not None), ("teacher_tokenizer", any(own))):
+    needless = {"teacher_order": order is not None, "teacher_thresholds": cuts is not None}
+    for name, useless in (needless | {"teacher_tokenizer": any(own)}).items():
         if useless and "teacher" not in candidates:
             raise ValueError(f"{name} is given, and there is no teacher: give one, or leave {name} out")
     _check_run(given.get("run"))

@@ -284,8 +284,8 @@ class Job:
                 )
                 keep_student(*kept, report.run.student.weights_sha256)
                 report = save_report(report, args.output_dir, args.hub_model_id, page=page)
-                if chosen := report.run.thresholds:
-                    trainer.model.config.thresholds = dict(chosen["student"])
+                if chosen := report.run.thresholds.get("student"):
+                    trainer.model.config.thresholds = dict(chosen)
         PartialState().wait_for_everyone()
         return report or EvaluationReport.load(args.output_dir)
 
