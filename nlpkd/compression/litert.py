@@ -23,6 +23,7 @@ from nlpkd.compression.onnx import (
     texts_to_compare,
 )
 from nlpkd.compression.record import agreement_of
+from nlpkd.models.files.tokenizers import save_tokenizer
 from nlpkd.models.limits import positions_of
 from nlpkd.models.structure import forward_arguments, matching_tokenizer, refuse_other_than_plain
 from nlpkd.utils.field_types import plain_arguments
@@ -133,7 +134,7 @@ def export_litert(
         agreement = agreement_of(found, model.config, expected, model.config)
         record = LiteRTRecord(file, path.stat().st_size / 1e6, tokens, inputs, len(texts), difference, agreement)
         if not (directory / "tokenizer_config.json").is_file():
-            matching_tokenizer(untouched, model).save_pretrained(directory)
+            save_tokenizer(matching_tokenizer(untouched, model), directory)
         move_into(directory, path, Path(file))
     logger.info("%s", record)
     return record

@@ -29,6 +29,7 @@ from nlpkd.data.columns import checked_text, values_of
 from nlpkd.data.labels.classes import complete_config
 from nlpkd.data.tokenization import refuse_no_tokens, same_tokenizer, with_usual_padding
 from nlpkd.models.files.onnx_weights import external_weights_in
+from nlpkd.models.files.tokenizers import save_tokenizer
 from nlpkd.models.inference import inference_copy
 from nlpkd.models.limits import positions_of
 from nlpkd.models.loading import load_tokenizer
@@ -160,7 +161,7 @@ def export_onnx(
         reference.config.architectures = [type(model).__name__]
         complete_config(reference.config)
         reference.config.save_pretrained(temporary)
-        matching_tokenizer(tokenizer, model).save_pretrained(temporary)
+        save_tokenizer(matching_tokenizer(tokenizer, model), Path(temporary))
         accept(Path(temporary), directory, [record], hash_weights(model))
     logger.info("%s", record)
     return record

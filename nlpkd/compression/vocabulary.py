@@ -13,12 +13,13 @@ from itertools import islice, pairwise
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.compression.record import CompressionRecord, record_of
 from nlpkd.data.columns import each_text, texts_again
 from nlpkd.data.tokenization import original_ids, subword_affixes, token_ids_of, trimmable_state, trimmed_state
 from nlpkd.evaluation.records import percent
+from nlpkd.models.files.tokenizers import keep_file_whole, save_tokenizer
 from nlpkd.models.small_models import StaticForSequenceClassification
 from nlpkd.models.structure import refuse_other_than_plain
 from nlpkd.utils.field_types import check_counts, plain_arguments
@@ -277,7 +278,7 @@ def _rebuilt(
     wanted = trimmed_state(state, ids)
     place = {old: new for new, old in enumerate(ids)}
     with temporary_folder() as folder:
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
         whole = folder / "tokenizer.json"
         whole.write_text(json.dumps(wanted, ensure_ascii=False), encoding="utf-8")
         settings = folder / "tokenizer_config.json"
@@ -285,7 +286,8 @@ def _rebuilt(
         if decoder := config.get("added_tokens_decoder"):
             config["added_tokens_decoder"] = {str(place[int(number)]): token for number, token in decoder.items()}
         settings.write_text(json.dumps(config, ensure_ascii=False), encoding="utf-8")
-        trimmed = type(tokenizer).from_pretrained(folder)
+        keep_file_whole(folder, wanted, tokenizer.model_input_names)
+        trimmed = AutoTokenizer.from_pretrained(folder)
     trimmed.name_or_path = tokenizer.name_or_path
     if trimmable_state(trimmed) != wanted:
         raise ValueError(

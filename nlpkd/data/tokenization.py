@@ -295,7 +295,7 @@ def resolve_max_length(
     if asked > limit:
         raise ValueError(
             f"max_length={asked} is more than the {int(limit)} tokens that the tokenizers take (model_max_length), "
-            "which are what a model has positions for, or what a student was trained with: lower it."
+            "which are what a model has positions for, or what it was trained with: lower it."
         )
     if asked <= special + pairs:
         raise ValueError(f"max_length={asked} leaves no room for text beside {special} special tokens: raise it.")

@@ -23,6 +23,7 @@ from nlpkd.evaluation.origin import RunRecord, TaskRecord
 from nlpkd.evaluation.records import Candidate
 from nlpkd.evaluation.report import JSON_NAME, MARKDOWN_NAME, PAGE_NAME, EvaluationReport
 from nlpkd.hub.model_card import build_model_card, is_generated
+from nlpkd.models.files.tokenizers import refuse_other_reading, save_tokenizer
 from nlpkd.models.structure import matching_tokenizer
 from nlpkd.tasks import task_of
 from nlpkd.utils.files import atomic_model_update, weights_sha256, write_atomic
@@ -49,7 +50,8 @@ def save_student(model: Any, directory: str | Path, tokenizer: Any = None) -> Pa
         The directory.
 
     Raises:
-        ValueError: If the model can't save itself.
+        ValueError: If the model can't save itself, or the tokenizer gives other tokens than transformers makes of its
+            files.
         OSError: If the disk is full.
     """
     if not hasattr(model, "save_pretrained"):
@@ -62,7 +64,8 @@ def save_student(model: Any, directory: str | Path, tokenizer: Any = None) -> Pa
         complete_config(getattr(model, "config", None))
         model.save_pretrained(temporary)
         if tokenizer is not None:
-            matching_tokenizer(tokenizer, model).save_pretrained(temporary)
+            save_tokenizer(matching_tokenizer(tokenizer, model), temporary)
+            refuse_other_reading(tokenizer, temporary)
     return directory
 
 

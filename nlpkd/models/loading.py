@@ -19,7 +19,6 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -29,6 +28,7 @@ from transformers.utils import find_adapter_config_file
 from nlpkd.data.labels.classes import settle_classes
 from nlpkd.data.tokenization import with_limit, with_usual_padding
 from nlpkd.models.files.onnx_weights import named_weights
+from nlpkd.models.files.tokenizers import read_tokenizer
 from nlpkd.models.limits import (
     positions_of,
     refuse_adapter,
@@ -191,7 +191,7 @@ def load_tokenizer(
     refuse_unreadable_labels(Path(name))
     refuse_damaged(Path(name), TOKENIZER)
     with _explained(name, revision, "tokenizer", f"\n{_NO_TOKENIZER}"):
-        tokenizer = AutoTokenizer.from_pretrained(str(name), revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer = read_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         # transformers makes one of special tokens alone where a folder has a config and no vocabulary.
         raise ValueError(f"{str(name)!r} has no tokenizer's vocabulary. {_NO_TOKENIZER}")

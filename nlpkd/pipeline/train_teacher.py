@@ -140,4 +140,4 @@ def train_teacher(
                 metrics = trainer.evaluate()
                 trainer.save_metrics("eval", metrics)
             headline = headline_of(job.data.problem_type, job.data["validation"])
-    return TeacherResult(trainer.model.eval(), job.tokenizer, metrics, Path(args.output_dir), headline)
+    return TeacherResult(trainer.model.eval(), trainer.processing_class, metrics, Path(args.output_dir), headline)

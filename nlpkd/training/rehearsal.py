@@ -18,6 +18,7 @@ from transformers.trainer_pt_utils import EvalLoopContainer
 
 from nlpkd.data.label_names import label_column
 from nlpkd.data.rows import list_lengths, makes_batches
+from nlpkd.models.files.tokenizers import refuse_other_reading
 from nlpkd.models.inference import unchanged
 from nlpkd.training.best import refuse_no_number, refuse_unkept
 from nlpkd.training.failures import explain_out_of_memory
@@ -64,6 +65,7 @@ def rehearse(trainer: Any, beside: Callable[[Path], None] | None = None) -> None
             with staging_folder(Path(trainer.args.output_dir), _STAGING, MODEL_NOT_SAVED) as folder:
                 with _named("saving student and tokenizer"):
                     trainer._save(str(folder))
+                    refuse_other_reading(trainer.processing_class, folder)
                 with _named("saving the objectives"):
                     trainer.save_beside(folder / "objectives")
                 if beside is not None:

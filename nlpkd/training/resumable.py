@@ -20,6 +20,7 @@ from nlpkd.config import DistillationConfig
 from nlpkd.data.labels.classes import complete_config
 from nlpkd.data.rows import is_plain, makes_batches
 from nlpkd.hub.saving import model_update
+from nlpkd.models.files.tokenizers import save_tokenizer
 from nlpkd.models.structure import as_student, matching_tokenizer
 from nlpkd.training.batches.loaders import row_lengths, sampled_loader, training_loader, unsized_loader
 from nlpkd.training.batches.samplers import micro_batches
@@ -311,9 +312,8 @@ class ResumableTrainer(Trainer):
         with nullcontext(folder) if as_it_is else model_update(folder) as target:
             complete_config(getattr(self.model, "config", None))
             super()._save(str(target), state_dict)
-            tokenizer: Any = matching_tokenizer(self.processing_class, self.model)
-            if tokenizer is not self.processing_class and self.args.should_save:
-                tokenizer.save_pretrained(target)
+            if self.processing_class is not None and self.args.should_save:
+                save_tokenizer(matching_tokenizer(self.processing_class, self.model), target)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

@@ -24,6 +24,7 @@ from nlpkd import DistillationTrainer, distill, load_text_classification
 from nlpkd.compression import trim_vocabulary
 from nlpkd.compression.vocabulary import spelled_out, trim_embeddings
 from nlpkd.data.tokenization import original_ids
+from nlpkd.hub.saving import save_student
 from nlpkd.objectives import AttentionMSELoss, ForwardKLLoss, HiddenStateMSELoss
 
 SYLLABLES = "ba be bi bo da de di do ka ke ki ko la le li lo na ne ni no".split()
@@ -494,3 +495,14 @@ def test_minilm_on_tweets_is_a_third_smaller_and_equal_to_the_last_bit():
 def test_what_is_no_text_among_the_texts_is_named_by_its_place(tokenizer, other):
     with pytest.raises(ValueError, match="text 1200 is .*, and must be a text"):
         trim_vocabulary(tiny_bert(), tokenizer, ["a good film"] * 1200 + [other])
+
+
+def test_what_was_set_on_a_tokenizer_stays_with_its_trimmed_form(tokenizer, tmp_path):
+    own = copy.deepcopy(tokenizer)
+    own.backend_tokenizer.normalizer = normalizers.Replace("superb", "good")
+    own.truncation_side = "left"
+    model, small, _ = trim_vocabulary(tiny_bert(), own, ["the film was good"])
+    save_student(model, tmp_path, small)
+    for trimmed in (small, AutoTokenizer.from_pretrained(tmp_path)):
+        assert trimmed.tokenize("the superb film") == ["the", "good", "film"] and trimmed.truncation_side == "left"
+        assert set(trimmed.model_input_names) == set(own.model_input_names)

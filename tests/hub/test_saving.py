@@ -12,7 +12,7 @@ import pytest
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from samples import QUIET, raw_rows, tiny_bert, tiny_report
-from transformers import AutoConfig, AutoModelForSequenceClassification, pipeline
+from transformers import AutoConfig, AutoModelForSequenceClassification, BertTokenizer, pipeline
 
 import nlpkd
 from nlpkd.evaluation.records import Interval
@@ -193,6 +193,21 @@ def test_a_tokenizer_is_saved_with_the_limit_of_the_model_beside_it(limit: int, 
     answer = pipeline("text-classification", model=str(folder), truncation=True)("good " * 99)
     assert answer == nlpkd.load(folder)("good " * 99)
     assert larger.model_max_length == limit
+
+
+class Replacing(BertTokenizer):
+    """Reads a word as another, which no file of it tells."""
+
+    def _encode_plus(self, text, *given, **options):
+        return super()._encode_plus(str(text).replace("film", "plot"), *given, **options)
+
+
+def test_a_tokenizer_whose_files_read_otherwise_replaces_nothing(tmp_path: Path, tokenizer) -> None:
+    folder = save_student(tiny_bert(layers=1), tmp_path, tokenizer)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ValueError, match="the Replacing that is used is read back"):
+        save_student(tiny_bert(layers=1, seed=1), tmp_path, Replacing(vocab=tokenizer.get_vocab()))
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_the_code_of_the_card_classifies_a_text_longer_than_the_model_reads(tmp_path: Path, tokenizer) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 from datasets import Dataset, Value
 from samples import QUIET, raw_rows, tiny_bert
+from transformers import AutoTokenizer
 
-from nlpkd import train_teacher
+from nlpkd import load, train_teacher
 from nlpkd.evaluation.records import METRIC_NAMES, format_number
 from nlpkd.pipeline.evaluate import evaluate
 
@@ -41,6 +44,23 @@ def test_a_teacher_is_judged_by_the_figure_that_a_report_on_the_same_rows_is_hea
     metric = report.task.headline
     value = format_number(report.candidates["student"].quality[metric].value)
     assert result.verdict() == f"On the held-out rows the teacher's {METRIC_NAMES[metric]} is {value}."
+
+
+def test_a_teacher_is_saved_as_it_was_measured(tmp_path, tokenizer):
+    side = copy.deepcopy(tokenizer)
+    side.truncation_side = "left"
+    held_out = rows(["ab"[label] for label in raw_rows(24)["label"]], [f"{LONG} {text}" for text in TEXTS])
+    result = train_teacher(
+        tiny_bert(), held_out, held_out, tokenizer=side, max_length=8, output_dir=tmp_path, max_steps=60,
+        learning_rate=1e-2, per_device_train_batch_size=4, **QUIET,
+    )  # fmt: skip
+    saved = AutoTokenizer.from_pretrained(tmp_path)
+    for each in (saved, result.tokenizer):
+        assert (each.model_max_length, each.truncation_side) == (8, "left")
+    served = load(tmp_path)(held_out["text"])
+    right = [each["label"] == name for each, name in zip(served, held_out["label"], strict=True)]
+    assert len({each["label"] for each in served}) == 2
+    assert result.metrics["eval_accuracy"] == pytest.approx(sum(right) / len(right))
 
 
 def test_a_teacher_without_gold_labels_to_be_held_against_has_no_verdict(tmp_path, tokenizer):

@@ -290,6 +290,19 @@ def test_an_objective_that_fails_is_named_before_the_first_step(tokenizer, make_
         trained(tokenizer, make_rows(16), None, settings(), objectives=[Odd()])
 
 
+def test_a_tokenizer_that_is_read_back_as_another_is_named_before_the_first_step(tokenizer, make_rows, settings):
+    class Replacing(BertTokenizer):
+        def _encode_plus(self, text, *given, **options):
+            return super()._encode_plus(str(text).replace("film", "plot"), *given, **options)
+
+    own = Replacing(vocab=tokenizer.get_vocab(), model_max_length=64)
+    with pytest.raises(
+        ValueError, match="failed .saving student and tokenizer.: the Replacing that is used"
+    ) as caught:
+        trained(own, make_rows(16), None, settings())
+    assert caught.value.steps == 0
+
+
 def test_a_student_that_can_not_be_saved_is_named_before_the_first_step(tokenizer, make_rows, settings):
     model = tiny_bert()
     model.config.remark = object()  # which no JSON can hold

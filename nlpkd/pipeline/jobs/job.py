@@ -201,8 +201,7 @@ class Job:
                     stage_folder(baseline_dir / name, number, len(stages)) for number in range(1, len(stages) + 1)
                 ]
                 alone = list(map(settings_beside, settings, places))
-                tokenizer = with_limit(self.tokenizer, self.data.max_length)
-                baselines[name], spent[name] = train_baseline(model, name, self.data, tokenizer, alone, lessons)
+                baselines[name], spent[name] = train_baseline(model, name, self.data, self.tokenizer, alone, lessons)
             if before is not None and all(each.finished_before for each in spent.values()):
                 logger.warning("It is finished: its report is used.")
                 return trainer.model, before

@@ -18,7 +18,7 @@ from nlpkd.data.label_names import telling_names
 from nlpkd.data.labels.classes import Classes, ClassWeights, NamesOfModel, forget_thresholds
 from nlpkd.data.rows import labelled_rows, random_access
 from nlpkd.data.text_classification import TextClassificationData
-from nlpkd.data.tokenization import TeacherTokenizers, per_teacher, same_tokenizer
+from nlpkd.data.tokenization import TeacherTokenizers, per_teacher, same_tokenizer, with_limit
 from nlpkd.evaluation.scoring import headline_of
 from nlpkd.models.small_models import SmallConfig
 from nlpkd.models.source import ModelSource
@@ -342,7 +342,7 @@ def supervised_trainer(
         objectives=objectives,
         train_dataset=labelled_rows(data["train"]),
         eval_dataset=data["validation"] if "validation" in data else None,
-        processing_class=tokenizer,
+        processing_class=with_limit(tokenizer, data.max_length),
     )
     trainer.same_start = True
     return trainer
