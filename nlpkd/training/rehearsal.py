@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformers.trainer_pt_utils import EvalLoopContainer
 from nlpkd.data.label_names import label_column
 from nlpkd.data.rows import list_lengths, makes_batches
 from nlpkd.models.inference import unchanged
+from nlpkd.students.readable import lost_when_read_back
 from nlpkd.training.best import refuse_no_number, refuse_unkept
 from nlpkd.training.failures import explain_out_of_memory
 from nlpkd.utils.files import staging_folder
@@ -26,6 +28,8 @@ from nlpkd.utils.fingerprints import is_foreign
 from nlpkd.utils.full_disk import MODEL_NOT_SAVED
 from nlpkd.utils.processes import quiet
 from nlpkd.utils.randomness import random_state_kept
+
+logger = logging.getLogger(__name__)
 
 ROWS = 4
 """Rows of a split that are tried: the longest one, that with the highest token, and the first ones."""
@@ -41,8 +45,8 @@ def rehearse(trainer: Any, beside: Callable[[Path], None] | None = None) -> None
 
     The training rows go through student, teacher and objectives, and the evaluation rows through the metrics too,
     which are computed on all labels of the set. The main process saves student, tokenizer and objectives into a
-    temporary folder in the output directory. No random number of the training is used. Models that DeepSpeed or FSDP
-    will split up are passed.
+    temporary folder in the output directory, and warns of a student that could not be read back. No random number of
+    the training is used. Models that DeepSpeed or FSDP will split up are passed.
 
     Args:
         trainer: a `DistillationTrainer` before its training.
@@ -64,6 +68,8 @@ def rehearse(trainer: Any, beside: Callable[[Path], None] | None = None) -> None
             with staging_folder(Path(trainer.args.output_dir), _STAGING, MODEL_NOT_SAVED) as folder:
                 with _named("saving student and tokenizer"):
                     trainer._save(str(folder))
+                if lost := lost_when_read_back(trainer.model):
+                    logger.warning("What is saved of the student can't be read back by from_pretrained: %s.", lost)
                 with _named("saving the objectives"):
                     trainer.save_beside(folder / "objectives")
                 if beside is not None:
