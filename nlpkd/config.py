@@ -23,6 +23,7 @@ from transformers.training_args import OptimizerNames
 from nlpkd.tasks import MERITS, more_is_better
 from nlpkd.utils.field_types import check_field_types, check_share, refuse_none, with_home
 from nlpkd.utils.packages import refuse_missing_optimizer, require
+from nlpkd.utils.processes import agree_with_launcher, has_rank, refuse_lost_processes
 
 _CHOICES = {
     "teacher_check": ("error", "warn", "off"),
@@ -31,8 +32,6 @@ _CHOICES = {
 }
 
 ENSEMBLE_AVERAGES = ("probabilities", "logits")
-
-_RANKS = {"RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"}
 
 _SEVERAL_TYPES = {"fsdp", "resume_from_checkpoint", "dataloader_multiprocessing_context"}
 """What is declared as a text, and taken as a switch or an object too."""
@@ -68,7 +67,8 @@ def _setting(default: Any, help: str, **parsing: Any) -> Any:
 class DistillationConfig(TrainingArguments):
     """`transformers.TrainingArguments` with fast defaults, and what a teacher adds.
 
-    All arguments of `TrainingArguments` are taken. Other defaults: `bf16` where the machine is fast at it,
+    All arguments of `TrainingArguments` are taken. Other defaults: `bf16` where the machine is fast at it, unless
+    `accelerate launch` was asked for `fp16` (its "no" is what it says where it was asked for nothing),
     `train_sampling_strategy="group_by_length"` (here the order of batches is then a pure function of seed, epoch and
     lengths), `per_device_train_batch_size=32`, `per_device_eval_batch_size=64`, `logging_steps=50`, and a NaN loss is
     never filtered out of the log.
@@ -118,12 +118,15 @@ class DistillationConfig(TrainingArguments):
 
     Raises:
         ValueError: if a setting is out of range or can't be had here, several GPUs are visible without a launcher, or
-            a launcher started fewer processes than it was asked for.
+            a launcher started fewer processes than it was asked for, or was asked for another mixed precision.
     """
 
     output_dir: str = _setting("trainer_output", "Where the run writes.")
     bf16: bool | None = _setting(  # type: ignore[assignment]
         None, "bf16 mixed precision; by default wherever the machine is fast at it.", **_SWITCH
+    )
+    fp16: bool | None = _setting(  # type: ignore[assignment]
+        None, "fp16 mixed precision; by default where accelerate launch says so.", **_SWITCH
     )
     train_sampling_strategy: str = _setting(
         "group_by_length", "group_by_length, random, sequential or batch_rebalance."
@@ -177,7 +180,7 @@ class DistillationConfig(TrainingArguments):
         vars(self).update({name: with_home(value) for name, value in vars(self).items() if isinstance(value, str)})
         check_field_types(self, skipped={*_CHOICES, *_SEVERAL_TYPES}, may_be_infinite=_MAY_BE_INFINITE)
         refuse_none(self, skipped={*_CHOICES, *_RESOLVED})
-        _refuse_lost_processes()
+        refuse_lost_processes()
         if not torch.accelerator.is_available():
             # Without it, launched CPU processes each take themselves for the only one.
             self.use_cpu = True
@@ -187,9 +190,10 @@ class DistillationConfig(TrainingArguments):
                 "would train with DDP and say nothing. Leave FSDP out (recipes/accelerate_configs/cpu.yaml), or run "
                 "on GPUs"
             )
+        self.bf16, self.fp16 = agree_with_launcher(self.bf16, self.fp16)
         if self.bf16 is None:
             self.bf16 = not self.fp16 and fast_at_bf16(self.use_cpu)
-        if self.use_cpu and _RANKS & os.environ.keys():
+        if self.use_cpu and has_rank():
             # TrainingArguments hands ddp_timeout on to GPUs alone; a group that there is already keeps its own.
             PartialState(cpu=True, backend=self.ddp_backend, timeout=self.ddp_timeout_delta)
         if self.greater_is_better is None and self.metric_for_best_model is not None:
@@ -308,21 +312,6 @@ def _check_push(repository: str) -> None:
         raise ValueError(
             "push_to_hub=True, and HF_HUB_OFFLINE is set: unset it, or leave push_to_hub out and push later "
             "(nlpkd push)"
-        )
-
-
-def _refuse_lost_processes() -> None:
-    """Refuse to be the only one of several processes that were asked for.
-
-    `accelerate launch --cpu --num_processes N` starts one process: it sets the master's address for N, and no rank.
-    """
-    launched = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
-    if launched and not _RANKS & os.environ.keys():
-        raise ValueError(
-            "accelerate launch was asked for several processes and started one, as it does with --cpu. Type "
-            "`ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N --num_machines 1 ...` or "
-            "`torchrun --nproc_per_node N ...`; where one process is what you want, leave --num_processes out and "
-            "unset MASTER_ADDR"
         )
 
 

@@ -8,6 +8,7 @@ import torch
 from samples import tiny_bert
 from torch.nn import functional as F
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
@@ -62,6 +63,39 @@ def modernbert():
 def llama():
     sizes = SIZE | {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
     return LlamaForSequenceClassification(LlamaConfig(**sizes, **NAMES))
+
+
+FAMILIES = {
+    "bart": {"d_model": 16, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 2,
+             "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32},
+    "canine": {"num_hash_buckets": 32, "max_position_embeddings": 64},
+    "convbert": {"embedding_size": 16, "head_ratio": 1, "conv_kernel_size": 3},
+    "esm": {"pad_token_id": 1, "mask_token_id": 4},
+    "fnet": {},
+    "funnel": {"d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 32, "block_sizes": [1, 1]},
+    "lilt": {"hidden_size": 24},
+    "longformer": {"attention_window": 4},
+    "perceiver": {"num_latents": 4, "d_latents": 16, "d_model": 16, "num_blocks": 1, "num_self_attends_per_block": 2,
+                  "num_self_attention_heads": 2, "num_cross_attention_heads": 2},
+    "roc_bert": {"pronunciation_vocab_size": 9, "shape_vocab_size": 9, "pronunciation_embed_dim": 8,
+                 "shape_embed_dim": 8},
+    "roformer": {},
+    "squeezebert": {"embedding_size": 16},
+    "t5": {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_decoder_layers": 1, "num_heads": 2},
+    "xlm": {"emb_dim": 16, "n_heads": 2, "n_layers": 2},
+    "xlnet": {"d_model": 16, "n_head": 2, "n_layer": 2, "d_inner": 32},
+    "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
+}  # fmt: skip
+"""The settings of families whose code is not as BERT's, beside those that most have."""
+
+OWN_SIZES = ("bart", "funnel", "perceiver", "t5", "xlm", "xlnet")
+
+
+def of_family(name):
+    """A model of two layers of one of `FAMILIES`."""
+    sizes = {"vocab_size": 30} if name in OWN_SIZES else SIZE | {"num_hidden_layers": 2}
+    config = AutoConfig.for_model(name, **(sizes | NAMES | FAMILIES[name]))
+    return AutoModelForSequenceClassification.from_config(config)
 
 
 def make(family):

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -343,10 +344,16 @@ class HubHandler(BaseHTTPRequestHandler):
     def action_preupload(self) -> None:
         files = self.writable().at(self.rev).files
         asked = [file["path"] for file in json.loads(self.body)["files"]]
-        known = {path: _etag(path, files[path]) for path in asked if path in files}
-        answer = {"shouldIgnore": False}
-        for_each = [answer | {"path": path, "oid": known.get(path), "uploadMode": _mode(path)} for path in asked]
-        self.json({"files": for_each})
+        ignored = files.get(".gitignore", b"").decode().split()
+        self.json({"files": [
+            {
+                "path": path,
+                "oid": _etag(path, files[path]) if path in files else None,
+                "uploadMode": _mode(path),
+                "shouldIgnore": any(fnmatch(each, pattern) for each in path.split("/") for pattern in ignored),
+            }
+            for path in asked
+        ]})  # fmt: skip
 
     def action_lfs(self) -> None:
         self.writable()

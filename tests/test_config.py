@@ -1,6 +1,6 @@
 """Settings: fast where the machine is, and refused where they would do harm."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import get_type_hints
 
 import numpy as np
@@ -48,6 +48,23 @@ def test_bf16_can_be_set_either_way(config, bf16):
 def test_fp16_turns_the_choice_of_bf16_off(config):
     settings = config(fp16=True)
     assert settings.fp16 and settings.bf16 is False
+
+
+@pytest.mark.parametrize("launched", ["no", "bf16", "fp16"])
+@pytest.mark.parametrize("bf16", [None, True, False])
+@pytest.mark.parametrize("fp16", [None, False])
+def test_what_is_logged_is_the_precision_that_trainer_takes_and_what_was_said_holds(
+    config, monkeypatch, launched, bf16, fp16
+):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    try:
+        settings = config(bf16=bf16, fp16=fp16)
+    except ValueError as error:
+        assert "launch with --mixed_precision no" in str(error) and launched in str(error)
+        return
+    assert settings.choices()[0].replace("float32", "no") == settings.mixed_precision
+    assert bf16 in (None, settings.bf16) and fp16 in (None, settings.fp16)
+    assert launched in ("no", settings.mixed_precision) and replace(settings).choices() == settings.choices()
 
 
 def test_the_other_defaults(config):

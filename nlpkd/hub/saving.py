@@ -25,6 +25,7 @@ from nlpkd.evaluation.report import JSON_NAME, MARKDOWN_NAME, PAGE_NAME, Evaluat
 from nlpkd.hub.model_card import build_model_card, is_generated
 from nlpkd.models.files.tokenizers import refuse_other_reading, save_tokenizer
 from nlpkd.models.structure import matching_tokenizer
+from nlpkd.students.readable import refuse_unreadable
 from nlpkd.tasks import task_of
 from nlpkd.utils.files import atomic_model_update, weights_sha256, write_atomic
 
@@ -50,8 +51,8 @@ def save_student(model: Any, directory: str | Path, tokenizer: Any = None) -> Pa
         The directory.
 
     Raises:
-        ValueError: If the model can't save itself, or the tokenizer gives other tokens than transformers makes of its
-            files.
+        ValueError: If the model can't save itself, or could not be read back from what it saves, or the tokenizer
+            gives other tokens than transformers makes of its files.
         OSError: If the disk is full.
     """
     if not hasattr(model, "save_pretrained"):
@@ -59,6 +60,7 @@ def save_student(model: Any, directory: str | Path, tokenizer: Any = None) -> Pa
             f"a {type(model).__name__} has no save_pretrained, so no checkpoint can be written; make it a "
             "transformers PreTrainedModel, or save its state_dict with safetensors yourself"
         )
+    refuse_unreadable(model)
     directory = Path(directory)
     with model_update(directory) as temporary:
         complete_config(getattr(model, "config", None))

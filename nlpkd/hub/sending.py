@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 _BACKOFF_S = (1.0, 2.0)
 
+_IGNORE_FILE = ".gitignore"
+
 
 @dataclass(frozen=True)
 class Target:
@@ -205,6 +207,10 @@ def planned_changes(
                 return None
             # A new branch begins as the main one.
             there = _look(replace(target, revision=None))
+        if _IGNORE_FILE in there.names:
+            logger.warning(
+                "%s has a %s: if it names a file that is sent, the push is refused", target.repo_id, _IGNORE_FILE
+            )
         return changes(there, names)
     except RepositoryNotFoundError as error:
         # The Hub says so too of a private repository to those who give no token.
@@ -262,15 +268,18 @@ def _refuse_public(target: Target) -> None:
 
 def _commit(target: Target, operations: list[Any], parent: str) -> Any:
     """Make a commit; huggingface_hub wraps what stopped a single file, and the reason is in there."""
+    where: Any = {"repo_type": target.kind, "revision": target.revision, "create_pr": target.create_pr}
+    added = [each for each in operations if isinstance(each, CommitOperationAdd)]
     try:
+        target.api.preupload_lfs_files(target.repo_id, added, free_memory=False, **where)
+        # huggingface_hub would make the commit without them, and say nothing.
+        if ignored := [each.path_in_repo for each in added if each._should_ignore]:
+            raise _NotSentError(
+                f"the Hub leaves out {', '.join(ignored)}, which {_IGNORE_FILE} in the repository names: take that "
+                "out of it"
+            )
         return target.api.create_commit(
-            target.repo_id,
-            operations,
-            repo_type=target.kind,
-            commit_message=target.commit_message,
-            revision=target.revision,
-            create_pr=target.create_pr,
-            parent_commit=parent,
+            target.repo_id, operations, commit_message=target.commit_message, parent_commit=parent, **where
         )
     except json.JSONDecodeError:
         raise

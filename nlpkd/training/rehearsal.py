@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from nlpkd.data.label_names import label_column
 from nlpkd.data.rows import list_lengths, makes_batches
 from nlpkd.models.files.tokenizers import refuse_other_reading
 from nlpkd.models.inference import unchanged
+from nlpkd.students.readable import lost_when_read_back
 from nlpkd.training.best import refuse_no_number, refuse_unkept
 from nlpkd.training.failures import explain_out_of_memory
 from nlpkd.utils.files import staging_folder
@@ -27,6 +29,8 @@ from nlpkd.utils.fingerprints import is_foreign
 from nlpkd.utils.full_disk import MODEL_NOT_SAVED
 from nlpkd.utils.processes import quiet
 from nlpkd.utils.randomness import random_state_kept
+
+logger = logging.getLogger(__name__)
 
 ROWS = 4
 """Rows of a split that are tried: the longest one, that with the highest token, and the first ones."""
@@ -42,8 +46,8 @@ def rehearse(trainer: Any, beside: Callable[[Path], None] | None = None) -> None
 
     The training rows go through student, teacher and objectives, and the evaluation rows through the metrics too,
     which are computed on all labels of the set. The main process saves student, tokenizer and objectives into a
-    temporary folder in the output directory. No random number of the training is used. Models that DeepSpeed or FSDP
-    will split up are passed.
+    temporary folder in the output directory, and warns of a student that could not be read back. No random number of
+    the training is used. Models that DeepSpeed or FSDP will split up are passed.
 
     Args:
         trainer: a `DistillationTrainer` before its training.
@@ -66,6 +70,8 @@ def rehearse(trainer: Any, beside: Callable[[Path], None] | None = None) -> None
                 with _named("saving student and tokenizer"):
                     trainer._save(str(folder))
                     refuse_other_reading(trainer.processing_class, folder)
+                if lost := lost_when_read_back(trainer.model):
+                    logger.warning("What is saved of the student can't be read back by from_pretrained: %s.", lost)
                 with _named("saving the objectives"):
                     trainer.save_beside(folder / "objectives")
                 if beside is not None:

@@ -1,9 +1,10 @@
-"""What the processes of one run agree on, what the main one tells of its progress, and what ends in time."""
+"""What a launcher started, what the processes of a run agree on, what the main one tells, and what ends in time."""
 
 from __future__ import annotations
 
 import contextvars
 import logging
+import os
 import signal
 import threading
 import time
@@ -19,6 +20,63 @@ Decision = TypeVar("Decision")
 Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
+
+
+_RANKS = {"RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"}
+
+
+def has_rank() -> bool:
+    """Check whether a launcher started this process as one of several."""
+    return bool(_RANKS & os.environ.keys())
+
+
+def refuse_lost_processes() -> None:
+    """Refuse to be the only one of several processes that were asked for.
+
+    `accelerate launch --cpu --num_processes N` starts one process: it sets the master's address for N, and no rank.
+
+    Raises:
+        ValueError: if it is.
+    """
+    launched = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    if launched and not has_rank():
+        raise ValueError(
+            "accelerate launch was asked for several processes and started one, as it does with --cpu. Type "
+            "`ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N --num_machines 1 ...` or "
+            "`torchrun --nproc_per_node N ...`; where one process is what you want, leave --num_processes out and "
+            "unset MASTER_ADDR"
+        )
+
+
+def agree_with_launcher(bf16: bool | None, fp16: bool | None) -> tuple[bool | None, bool]:
+    """Take the mixed precision that a launcher was asked for, where it was.
+
+    `accelerate launch` says "no" where it was asked for nothing too: then the settings hold.
+
+    Args:
+        bf16: of the settings; None where they don't say.
+        fp16: likewise.
+
+    Returns:
+        Whether it is bf16, None where nobody says, and whether it is fp16.
+
+    Raises:
+        ValueError: if the launcher was asked for another one than the settings say, or for one that is not known here.
+    """
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if launched == "no":
+        return bf16, bool(fp16)
+    meant = {"bf16": launched == "bf16", "fp16": launched == "fp16"}
+    if launched not in meant:
+        raise ValueError(f"ACCELERATE_MIXED_PRECISION={launched!r} can't be had: launch with 'no', 'bf16' or 'fp16'")
+    # Trainer reads the variable too, and would take False for a setting that nobody made.
+    for name, value in {"bf16": bf16, "fp16": fp16}.items():
+        if value not in (None, meant[name]):
+            raise ValueError(
+                f"{name}={value}, and accelerate launch was asked for mixed precision in {launched}, perhaps by its "
+                "config file: launch with --mixed_precision no, and the settings decide"
+            )
+    return meant["bf16"], meant["fp16"]
 
 
 def decided_by_main_process(decide: Callable[[], Decision]) -> Decision:

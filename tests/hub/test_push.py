@@ -548,6 +548,34 @@ def test_a_readme_that_somebody_edited_in_the_repository_stays_unless_the_folder
     assert hub.files("alice/student")["README.md"] == b"Other words."
 
 
+def test_a_push_is_refused_whole_where_the_repository_ignores_a_file_of_it(
+    hub: HubServer, student: Path, tmp_path: Path
+) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+    (there / ".gitignore").write_text("*.safetensors\nonnx\n")
+    (there / "model.safetensors").write_bytes(b"earlier")
+    for name in ("alice/student", "alice/asked"):
+        hub.add_repo(name, there)
+    calls: list[Any] = [{"repo_id": "alice/student"}, {"repo_id": "alice/asked", "create_pr": True}]
+    told = push(hub, tmp_path / "home", *({"directory": student} | each for each in calls))
+    for line, name in zip(told, ("alice/student", "alice/asked"), strict=True):
+        assert line.startswith(f"ERROR RuntimeError the student was not pushed to {name}: ")
+        assert "(the Hub leaves out model.safetensors, onnx/export.json, onnx/model.onnx, " in line
+        assert "onnx/model_int8.onnx, which .gitignore in the repository names: take that out of it)" in line
+        assert f"Nothing is lost, everything is in {student}" in line
+        assert len(hub.commits(name)) == 1, "no commit of the other files"
+    dry_run = ["push", str(student), "--dry-run", "--repo-id", "alice/student"]
+    done = run_program(["-c", COMMANDS, json.dumps([dry_run])], tmp_path, hub_environment(hub, tmp_path / "home"))
+    assert "alice/student has a .gitignore" in done.stderr and "the push is refused" in done.stderr
+
+    (there / ".gitignore").write_text("*.pkl\n")
+    hub.add_repo("alice/student", there)
+    assert push(hub, tmp_path / "home", {"directory": student} | calls[0])[0].startswith("URL ")
+    assert set(hub.files("alice/student")) == PUBLISHED | {".gitignore"}
+    assert hub.files("alice/student")["model.safetensors"] == (student / "model.safetensors").read_bytes()
+
+
 def test_a_dry_run_refuses_what_the_push_refuses_and_says_what_it_can_not_ask(
     hub: HubServer, student: Path, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from samples import QUIET, raw_rows, tiny_bert, tiny_report
@@ -53,6 +54,16 @@ def test_a_card_that_somebody_edited_anywhere_is_kept_and_said_so(written, edite
     assert (tmp_path / "README.md").read_text() == text.replace(written, edited)
     assert f"{tmp_path / 'README.md'} is kept as it is" in caplog.text and "delete it" in caplog.text
     assert renewed_card(with_accuracy(0.875), tmp_path, "alice/student") is None
+
+
+def test_a_student_that_could_not_be_read_back_is_not_saved_over_one_that_can(tmp_path: Path) -> None:
+    save_student(tiny_bert(), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    student = tiny_bert()
+    student.classifier = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.Linear(16, 2))
+    with pytest.raises(ValueError, match="could not be read back once it is saved: .*it has classifier.0.bias"):
+        save_student(student, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_card_of_somebody_s_own_is_kept_whatever_its_bytes(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ import shutil
 import pytest
 from label_server import LabelServer
 from samples import QUIET, raw_rows, tiny_bert
+from torch import nn
+from transformers import BertForSequenceClassification
 
 from nlpkd import distill, read_splits
 from nlpkd.config import DistillationConfig
@@ -42,6 +44,7 @@ REFUSALS = {
     "the default student": ({"student": None}, "there is none"),
     "layers of a teacher": ({"student": "layers:3"}, "there is none"),
     "a damaged student": ({"student": "damaged"}, "cut short or damaged"),
+    "a head of one's own": ({"student": "own head"}, "could not be read back once it is saved: .*classifier.0.bias"),
     "a typo": ({"objectives": "hintn"}, "no preset 'hintn'"),
     "a preset on layers": ({"objectives": "layerwise"}, "teacher"),
     "an objective on layers": ({"objectives": [HiddenStateCosineLoss()]}, "teacher"),
@@ -70,6 +73,9 @@ def test_whatever_is_refused_is_refused_before_anything_is_asked(tmp_path, small
     if given["student"] == "damaged":
         given["student"] = shutil.copytree(small, tmp_path / "damaged")
         (tmp_path / "damaged/model.safetensors").write_bytes(b"cut short")
+    if given["student"] == "own head":
+        given["student"] = BertForSequenceClassification.from_pretrained(small)
+        given["student"].classifier = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
     server.times.clear()
     with pytest.raises((ValueError, OSError), match=told):
         distill(asked_by(server), output_dir=tmp_path / "out", **QUICK | {"objectives": "hinton"} | given)

@@ -7,6 +7,7 @@ import copy
 import pytest
 from datasets import Dataset, Value
 from samples import QUIET, raw_rows, tiny_bert
+from torch import nn
 from transformers import AutoTokenizer
 
 from nlpkd import load, train_teacher
@@ -70,3 +71,15 @@ def test_a_teacher_without_gold_labels_to_be_held_against_has_no_verdict(tmp_pat
         tiny_bert(), labelled, unlabelled, tokenizer=tokenizer, output_dir=tmp_path, max_steps=1, **QUIET
     )
     assert "was not measured" in result.verdict()
+
+
+def test_a_model_that_could_not_be_read_back_is_refused_before_the_first_step_with_or_without_a_rehearsal(
+    tmp_path, tokenizer
+):
+    model = tiny_bert()
+    model.classifier = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+    for rehearsal in (True, False):
+        options = QUIET | {"rehearsal": rehearsal, "max_steps": 1}
+        with pytest.raises(ValueError, match="could not be read back once it is saved: .*it has classifier.0.bias"):
+            train_teacher(model, rows([0, 1] * 4), tokenizer=tokenizer, output_dir=tmp_path / "out", **options)
+    assert not list(tmp_path.glob("out/*"))

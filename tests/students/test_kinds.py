@@ -2,36 +2,12 @@
 
 import pytest
 import torch
-from families import NAMES, SIZE
+from families import FAMILIES, of_family
 from samples import tiny_bert
-from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from nlpkd import make_student
 from nlpkd.students.kinds import KINDS, StudentKind
 
-FAMILIES = {
-    "bart": {"d_model": 16, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 2,
-             "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32},
-    "canine": {"num_hash_buckets": 32, "max_position_embeddings": 64},
-    "convbert": {"embedding_size": 16, "head_ratio": 1, "conv_kernel_size": 3},
-    "esm": {"pad_token_id": 1, "mask_token_id": 4},
-    "fnet": {},
-    "funnel": {"d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 32, "block_sizes": [1, 1]},
-    "lilt": {"hidden_size": 24},
-    "longformer": {"attention_window": 4},
-    "perceiver": {"num_latents": 4, "d_latents": 16, "d_model": 16, "num_blocks": 1, "num_self_attends_per_block": 2,
-                  "num_self_attention_heads": 2, "num_cross_attention_heads": 2},
-    "roc_bert": {"pronunciation_vocab_size": 9, "shape_vocab_size": 9, "pronunciation_embed_dim": 8,
-                 "shape_embed_dim": 8},
-    "roformer": {},
-    "squeezebert": {"embedding_size": 16},
-    "t5": {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_decoder_layers": 1, "num_heads": 2},
-    "xlm": {"emb_dim": 16, "n_heads": 2, "n_layers": 2},
-    "xlnet": {"d_model": 16, "n_head": 2, "n_layer": 2, "d_inner": 32},
-    "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
-}  # fmt: skip
-"""The settings of families whose code is not as BERT's, beside those that most have."""
-OWN_SIZES = ("bart", "funnel", "perceiver", "t5", "xlm", "xlnet")
 ASKED = [
     {"layers": "layers:1"}, {"layers": "layers:1", "hidden_size": 8}, {"layers": "layers:2", "intermediate_size": 8},
     {"layers": "layers:1", "hidden_size": 8, "initialization": "random"}, {"layers": "width:1"}, {"layers": "bilstm"},
@@ -41,9 +17,7 @@ ASKED = [
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_can_not_be_made_of_a_family_is_refused_with_what_to_do(family):
-    sizes = {"vocab_size": 30} if family in OWN_SIZES else SIZE | {"num_hidden_layers": 2}
-    config = AutoConfig.for_model(family, **(sizes | NAMES | FAMILIES[family]))
-    teacher = AutoModelForSequenceClassification.from_config(config)
+    teacher = of_family(family)
     for asked in ASKED:
         try:
             student = make_student(teacher, **asked)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from datasets import DatasetDict, concatenate_datasets
 from samples import QUIET, WORDS, raw_rows, tiny_bert
+from torch import nn
 from transformers import BertTokenizer, TrainerCallback
 
 from nlpkd import DistillationTrainer, distill, load_text_classification
@@ -308,6 +309,31 @@ def test_a_student_that_can_not_be_saved_is_named_before_the_first_step(tokenize
     model.config.remark = object()  # which no JSON can hold
     with pytest.raises(ValueError, match="failed .saving student and tokenizer.: TypeError"):
         trained(tokenizer, make_rows(16), None, settings(), model=model)
+
+
+@pytest.mark.parametrize("kind", ["plain", "own head", "module"])
+def test_of_a_student_that_can_not_be_read_back_it_is_said_before_the_first_step(
+    kind, tokenizer, make_rows, settings, caplog
+):
+    model = tiny_bert()
+    if kind == "own head":
+        model.classifier = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+    if kind == "module":
+        model = Wrapped(model)
+    trained(tokenizer, make_rows(16), None, settings(max_steps=1), model=model)
+    said = [each.message for each in caplog.records if "can't be read back by from_pretrained" in each.message]
+    assert len(said) == (kind == "own head") and all("it has classifier.0.bias (16,)" in each for each in said)
+
+
+class Wrapped(nn.Module):
+    """A module of somebody's own, which has no config."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.inner = model
+
+    def forward(self, input_ids, attention_mask):
+        return self.inner(input_ids, attention_mask)
 
 
 def test_a_rehearsal_leaves_nothing_behind_and_changes_no_bit_of_the_training(

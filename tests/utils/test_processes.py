@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from nlpkd.utils.processes import decided_by_main_process, sigterm_as_exit, within
+from nlpkd.utils.processes import agree_with_launcher, decided_by_main_process, sigterm_as_exit, within
 
 
 def test_a_single_process_decides_for_itself():
@@ -47,3 +47,31 @@ def test_sigterm_ends_a_block_by_an_exception_and_then_is_as_it_was():
 def test_another_thread_leaves_sigterm_alone():
     within(5, lambda: sigterm_as_exit().__enter__())
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("launched, chosen", [("bf16", (True, False)), ("fp16", (False, True))])
+def test_what_a_launcher_was_asked_for_holds_where_the_settings_say_nothing(monkeypatch, launched, chosen):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    assert agree_with_launcher(None, None) == chosen
+
+
+@pytest.mark.parametrize("launched, bf16, fp16", [
+    ("bf16", False, None), ("bf16", None, True), ("fp16", None, False), ("fp16", True, None),
+])  # fmt: skip
+def test_settings_that_say_something_else_than_the_launcher_are_refused(monkeypatch, launched, bf16, fp16):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    with pytest.raises(ValueError, match=f"16=.* asked for mixed precision in {launched}"):
+        agree_with_launcher(bf16, fp16)
+
+
+def test_the_no_of_a_launcher_which_was_perhaps_asked_for_nothing_leaves_the_choice_to_settings(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert agree_with_launcher(None, None) == (None, False)
+    assert agree_with_launcher(True, None) == (True, False)
+    assert agree_with_launcher(None, True) == (None, True)
+
+
+def test_a_precision_that_is_not_known_here_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    with pytest.raises(ValueError, match="'fp8' can't be had: launch with 'no', 'bf16' or 'fp16'"):
+        agree_with_launcher(None, None)

@@ -49,6 +49,7 @@ from nlpkd.students.backbone import find_backbone, known_backbone
 from nlpkd.students.budget import student_within
 from nlpkd.students.kinds import kind_of, merge_adapter, name_of_layers
 from nlpkd.students.make_student import check_start, make_student
+from nlpkd.students.readable import refuse_unreadable
 from nlpkd.teachers.base import LabelingTeacher
 from nlpkd.teachers.compatibility import refuse_other_task
 from nlpkd.utils.hub_requests import limit_hub_requests
@@ -319,9 +320,14 @@ def student_maker(
     data: TextClassificationData,
     **options: Any,
 ) -> Callable[[int], PreTrainedModel]:
-    """Return a function from a seed to the untrained student; `options` are of one that is made of a teacher."""
+    """Return a function from a seed to the untrained student; `options` are of one that is made of a teacher.
+
+    Raises:
+        ValueError: if it is a model in memory that could not be read back once it is saved.
+    """
     given: Any = student.given
     if isinstance(given, PreTrainedModel):
+        refuse_unreadable(given)
         return lambda seed: copy.deepcopy(given)
     if parent is not None:
         trust: dict[str, Any] = {"trust_remote_code": student.trust_remote_code}
