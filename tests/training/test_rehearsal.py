@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import DatasetDict, concatenate_datasets
-from samples import QUIET, WORDS, raw_rows, tiny_bert
-from transformers import BertTokenizer, TrainerCallback
+from samples import QUIET, WORDS, raw_rows, tiny_bert, tiny_config
+from transformers import BertForSequenceClassification, BertTokenizer, TrainerCallback
 
 from nlpkd import DistillationTrainer, distill, load_text_classification
 from nlpkd.models.inference import unchanged
@@ -291,8 +291,11 @@ def test_an_objective_that_fails_is_named_before_the_first_step(tokenizer, make_
 
 
 def test_a_student_that_can_not_be_saved_is_named_before_the_first_step(tokenizer, make_rows, settings):
-    model = tiny_bert()
-    model.config.remark = object()  # which no JSON can hold
+    class Unsaved(BertForSequenceClassification):
+        def save_pretrained(self, *given, **settings):
+            raise TypeError("no such shard")
+
+    model = Unsaved(tiny_config())
     with pytest.raises(ValueError, match="failed .saving student and tokenizer.: TypeError"):
         trained(tokenizer, make_rows(16), None, settings(), model=model)
 
