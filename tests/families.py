@@ -21,6 +21,7 @@ from transformers import (
     RobertaConfig,
     RobertaForSequenceClassification,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 NAMES = {"id2label": {0: "neg", 1: "neutral", 2: "pos"}, "label2id": {"neg": 0, "neutral": 1, "pos": 2}}
 SIZE = {
@@ -73,6 +74,8 @@ FAMILIES = {
     "esm": {"pad_token_id": 1, "mask_token_id": 4},
     "fnet": {},
     "funnel": {"d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 32, "block_sizes": [1, 1]},
+    "esmc": {"num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 1, "cls_token_id": 0, "eos_token_id": 2},
+    "luke": {"entity_vocab_size": 5, "entity_emb_size": 16},
     "lilt": {"hidden_size": 24},
     "longformer": {"attention_window": 4},
     "perceiver": {"num_latents": 4, "d_latents": 16, "d_model": 16, "num_blocks": 1, "num_self_attends_per_block": 2,
@@ -81,12 +84,15 @@ FAMILIES = {
                  "shape_embed_dim": 8},
     "roformer": {},
     "squeezebert": {"embedding_size": 16},
-    "t5": {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_decoder_layers": 1, "num_heads": 2},
+    "t5": {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_decoder_layers": 1, "num_heads": 2,
+           "decoder_start_token_id": 0},
     "xlm": {"emb_dim": 16, "n_heads": 2, "n_layers": 2},
     "xlnet": {"d_model": 16, "n_head": 2, "n_layer": 2, "d_inner": 32},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
 }  # fmt: skip
 """The settings of families whose code is not as BERT's, beside those that most have."""
+# An older transformers does not know them all.
+FAMILIES = {name: settings for name, settings in FAMILIES.items() if name in CONFIG_MAPPING}
 
 OWN_SIZES = ("bart", "funnel", "perceiver", "t5", "xlm", "xlnet")
 

@@ -26,9 +26,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.compression.record import agreement_of
 from nlpkd.data.columns import checked_text, values_of
-from nlpkd.data.labels.classes import complete_config
 from nlpkd.data.tokenization import refuse_no_tokens, same_tokenizer, with_usual_padding
 from nlpkd.models.files.onnx_weights import external_weights_in
+from nlpkd.models.files.saved_config import complete_config, write_labels
 from nlpkd.models.files.tokenizers import save_tokenizer
 from nlpkd.models.inference import inference_copy
 from nlpkd.models.limits import positions_of
@@ -161,6 +161,7 @@ def export_onnx(
         reference.config.architectures = [type(model).__name__]
         complete_config(reference.config)
         reference.config.save_pretrained(temporary)
+        write_labels(reference.config, Path(temporary))
         save_tokenizer(matching_tokenizer(tokenizer, model), Path(temporary))
         accept(Path(temporary), directory, [record], hash_weights(model))
     logger.info("%s", record)

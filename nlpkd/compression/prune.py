@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nlpkd.compression.record import CompressionRecord, record_of
+from nlpkd.compression.record import CompressionRecord, new_failure, record_of
 from nlpkd.data.collator import DistillationCollator
 from nlpkd.data.rows import labelled_rows
 from nlpkd.models.padding import refuse_unknown_padding
@@ -248,8 +248,12 @@ def keep_heads(model: PreTrainedModel, kept: Mapping[str, Tensor]) -> PreTrained
     groups = len(next(iter(kept.values())))
     count = groups * units.parts
     if _has_head_dim(model):
-        return _with_heads(model, weights, count, groups)
-    return _reshaped(model, weights, units.axes, count)
+        smaller = _with_heads(model, weights, count, groups)
+    else:
+        smaller = _reshaped(model, weights, units.axes, count)
+    if (failure := new_failure(model, smaller)) is not None:
+        raise ValueError(f"{type(model).__name__} can't run with fewer heads: prune its neurons instead") from failure
+    return smaller
 
 
 def _count(width: int, name: str, keep: float | None, asked: int | None) -> int:
@@ -391,10 +395,4 @@ def _reshaped(
     }
     smaller = reshape_linears(model, shapes, weights)
     smaller.config.num_attention_heads = count
-    ids = torch.ones(1, 3, dtype=torch.long, device=model.device)
-    try:
-        with torch.no_grad():
-            copy.deepcopy(smaller).eval()(input_ids=ids, attention_mask=ids)
-    except RuntimeError as error:
-        raise ValueError(f"{type(model).__name__} can't run with fewer heads: prune its neurons instead") from error
     return smaller

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from transformers import CONFIG_NAME, PreTrainedConfig, PreTrainedModel
 
 from nlpkd.compression.record import RECORD_NAME
-from nlpkd.data.labels.classes import Classes, complete_config, thresholds_of
+from nlpkd.data.labels.classes import Classes, thresholds_of
 from nlpkd.data.splits.learned import LEARNED_NAME
 from nlpkd.evaluation.benchmark import count_parameters, model_size_mb
 from nlpkd.evaluation.evaluate import evaluate_student
@@ -23,6 +23,7 @@ from nlpkd.evaluation.origin import RunRecord, TaskRecord
 from nlpkd.evaluation.records import Candidate
 from nlpkd.evaluation.report import JSON_NAME, MARKDOWN_NAME, PAGE_NAME, EvaluationReport
 from nlpkd.hub.model_card import build_model_card, is_generated
+from nlpkd.models.files.saved_config import complete_config, write_labels
 from nlpkd.models.files.tokenizers import refuse_other_reading, save_tokenizer
 from nlpkd.models.structure import matching_tokenizer
 from nlpkd.students.readable import refuse_unreadable
@@ -63,8 +64,10 @@ def save_student(model: Any, directory: str | Path, tokenizer: Any = None) -> Pa
     refuse_unreadable(model)
     directory = Path(directory)
     with model_update(directory) as temporary:
-        complete_config(getattr(model, "config", None))
+        config = getattr(model, "config", None)
+        complete_config(config)
         model.save_pretrained(temporary)
+        write_labels(config, temporary)
         if tokenizer is not None:
             save_tokenizer(matching_tokenizer(tokenizer, model), temporary)
             refuse_other_reading(tokenizer, temporary)

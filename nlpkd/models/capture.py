@@ -134,7 +134,18 @@ class Capture:
                 f"the objectives need {sorted(self.wanted)} of the {role}, and {type(inner).__name__} has an encoder "
                 "and a decoder, which show no single stack of layers: use objectives on logits (the preset 'hinton')"
             )
-        self.depth = inner.config.num_hidden_layers
+        self.depth = getattr(inner.config, "num_hidden_layers", None)
+        if self.depth is None:
+            raise ValueError(
+                f"the objectives need {sorted(self.wanted)} of the {role}, and the config of {type(inner).__name__} "
+                "has no num_hidden_layers: use objectives on logits (the preset 'hinton')"
+            )
+        if role == "student" and getattr(inner.config, "layerdrop", None):
+            raise ValueError(
+                f"the objectives need {sorted(self.wanted)} of the {role}, which leaves layers out at random as it is "
+                f"trained (layerdrop={inner.config.layerdrop}): set layerdrop to 0 in its config, or use objectives "
+                "on logits (the preset 'hinton')"
+            )
         if "hidden_states" in self.wanted:
             # Older versions keep all states for the time of the forward pass; what nobody wants is dropped after it.
             self.options["output_hidden_states"] = sorted(self.wanted["hidden_states"]) if _TAKES_LAYERS else True

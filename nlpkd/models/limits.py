@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
@@ -111,6 +112,20 @@ def refuse_oversized_vocabulary(tokenizer: PreTrainedTokenizerBase, name: str | 
             f"the tokenizer of {str(name)!r} gives {token!r} the id {number:,}, and ids up to {most:,} are taken: use "
             "a copy that you trust"
         )
+
+
+def refuse_unknown_dtype(dtype: Any) -> None:
+    """Refuse what is no dtype of weights.
+
+    Args:
+        dtype: torch's, its name, or `"auto"`.
+
+    Raises:
+        ValueError: if torch has none of that name, or it is none of numbers with a fraction.
+    """
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype != "auto" and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise ValueError(f"no model has weights of dtype {dtype!r}: give 'float32', 'bfloat16' or 'float16'")
 
 
 def refuse_foreign_files(folder: Path) -> None:

@@ -28,6 +28,7 @@ from transformers.utils import find_adapter_config_file
 from nlpkd.data.labels.classes import settle_classes
 from nlpkd.data.tokenization import with_limit, with_usual_padding
 from nlpkd.models.files.onnx_weights import named_weights
+from nlpkd.models.files.saved_config import labels_left_out, settle_model
 from nlpkd.models.files.tokenizers import read_tokenizer
 from nlpkd.models.limits import (
     positions_of,
@@ -37,6 +38,7 @@ from nlpkd.models.limits import (
     refuse_other_than_name,
     refuse_oversized_config,
     refuse_oversized_vocabulary,
+    refuse_unknown_dtype,
     refuse_unreadable_labels,
 )
 from nlpkd.utils.field_types import plain_arguments
@@ -107,7 +109,7 @@ def load_classifier(
             of it, the model is larger than any, or torch has no such dtype of weights.
         OSError: if the checkpoint can't be had, or has no safetensors file.
     """
-    _check_dtype(dtype)
+    refuse_unknown_dtype(dtype)
     check_place(name, revision)
     refuse_damaged(Path(name), WEIGHTS)
     # Of an id the Hub is asked for this file alone, before anything that it names.
@@ -115,7 +117,8 @@ def load_classifier(
         adapter = find_adapter_config_file(str(name), revision=revision)
     if adapter is not None:
         refuse_adapter(Path(adapter).parent)
-    _load_config(name, revision, trust_remote_code, "model")
+    settings = _load_config(name, revision, trust_remote_code, "model")
+    settings.update(config)
     # What transformers would say in a table of missing weights, callers say in a sentence, or refuse. At that level it
     # would say too which layers are not shared out among devices.
     talking = quiet("transformers.modeling_utils", "transformers.distributed.tensor_parallel")
@@ -128,12 +131,12 @@ def load_classifier(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
-            **config,
+            config=settings,
         )
     if info["mismatched_keys"] and not ignore_mismatched_sizes:
         shapes = (f"{each} is {tuple(found)} and not {tuple(told)}" for each, found, told in info["mismatched_keys"])
         raise ValueError(f"the weights in {str(name)!r} have other shapes than its config says: {', '.join(shapes)}")
-    settle_classes(model.config)
+    settle_model(model)
     return model, sorted({*info["missing_keys"], *(parameter for parameter, *_ in info["mismatched_keys"])})
 
 
@@ -164,6 +167,7 @@ def _load_config(name: str | Path, revision: str | None, trust_remote_code: bool
         require("peft", extra="peft")
     with _explained(name, revision, what):
         config = AutoConfig.from_pretrained(str(name), revision=revision, trust_remote_code=trust_remote_code)
+        config.update(labels_left_out(config, name, revision))
     refuse_oversized_config(config, name)
     settle_classes(config)
     return config
@@ -209,12 +213,6 @@ def _positions_beside(name: str | Path, revision: str | None, trust_remote_code:
         return positions_of(_load_config(name, revision, trust_remote_code, "config"))
     except (ImportError, OSError, ValueError):
         return None
-
-
-def _check_dtype(dtype: Any) -> None:
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if dtype != "auto" and not (isinstance(found, torch.dtype) and found.is_floating_point):
-        raise ValueError(f"no model has weights of dtype {dtype!r}: give 'float32', 'bfloat16' or 'float16'")
 
 
 def onnx_file(name: str | Path, *, file: str | None = None, revision: str | None = None) -> Path | None:

@@ -47,7 +47,9 @@ def reads_padding(model: nn.Module) -> bool:
         Whether its family is one of those, and reads any text without padding.
     """
     config = getattr(model, "config", None)
-    return getattr(getattr(config, "base_config", None) or config, "model_type", None) in _READ_PADDING
+    config = getattr(config, "base_config", None) or config
+    # MobileBERT reads the next token beside each one, which behind the last one is padding.
+    return getattr(config, "model_type", None) in _READ_PADDING or getattr(config, "trigram_input", False) is True
 
 
 def refuse_unknown_padding(

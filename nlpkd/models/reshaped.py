@@ -70,6 +70,9 @@ class ReshapedConfig(PreTrainedConfig):
             # transformers leaves this path out of a file for the outer config alone.
             self.base_config._name_or_path = ""
         super().__post_init__(**kwargs)
+        if self.base_config is not None and self.num_labels is not None:
+            # A file may leave out the base's number, which the family may then take for another one.
+            self.base_config.num_labels = self.num_labels
 
 
 class ReshapedForSequenceClassification(PreTrainedModel):

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.data.labels.classes import Classes, plain_name
 from nlpkd.data.tokenization import SEGMENTS, TOKEN_COLUMNS, with_limit
+from nlpkd.models.files.saved_config import refuse_unsaved_config, settle_model
 from nlpkd.models.limits import positions_of
 from nlpkd.models.padding import is_causal
 from nlpkd.utils.fingerprints import is_foreign
@@ -25,23 +26,26 @@ logger = logging.getLogger(__name__)
 
 
 def as_student(model: nn.Module) -> nn.Module:
-    """Return a model as it can be trained: without torch's wrappers, what is trained of it in float32.
+    """Return a model as it can be trained, and saved: without torch's wrappers, what is trained of it in float32.
 
     Half-precision weights are trained in float32 (mixed precision is `bf16` or `fp16` of the settings): a step of
     the usual size is less than the distance of two bfloat16 numbers, and is lost.
 
     Args:
-        model: changed in place where its weights are float16 or bfloat16, which is said.
+        model: changed in place where its weights are float16 or bfloat16, or its config asks for more than logits,
+            which is said.
 
     Returns:
         The model inside of torch.compile's, `DataParallel`'s or `DistributedDataParallel`'s wrapper, if it is in one.
 
     Raises:
-        ValueError: if it is TorchScript, or no model.
+        ValueError: if it is TorchScript, or no model, or its config can't be saved.
     """
     model = unwrapped(
         model, "student", "torch_compile=True compiles a student, and a launcher trains it on several GPUs"
     )
+    settle_model(model)
+    refuse_unsaved_config(model, "student")
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # DeepSpeed's own shards are its own business.
     half = [each for each in trained if each.dtype in (torch.float16, torch.bfloat16) and not hasattr(each, "ds_id")]

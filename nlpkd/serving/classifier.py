@@ -16,12 +16,13 @@ from transformers import TextClassificationPipeline
 from transformers.pipelines.text_classification import ClassificationFunction
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-from nlpkd.data.labels.classes import Classes, complete_config, given_labels, thresholds_of
+from nlpkd.data.labels.classes import Classes, given_labels, thresholds_of
 from nlpkd.data.tokenization import NO_TOKENS, resolve_max_length, with_limit, with_usual_padding
 from nlpkd.data.windows import average_windows, windows_of
 from nlpkd.labelling.answers import AnswerFile
 from nlpkd.labelling.costs import SpendingLimits
 from nlpkd.labelling.rows import asked_probabilities
+from nlpkd.models.files.saved_config import complete_config
 from nlpkd.models.limits import positions_of
 from nlpkd.models.loading import load_classifier, load_tokenizer, onnx_file, split_revision
 from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nlpkd.compression.record import new_failure
 from nlpkd.models.layers import choose_layers
 from nlpkd.models.small_models import SMALL_STUDENTS
 from nlpkd.students.backbone import CONFIG_KEY, Backbone, load_pretrained
@@ -25,7 +26,7 @@ from nlpkd.students.small import small_student
 from nlpkd.students.teacher_layers import copy_layers
 from nlpkd.students.width import has_fewer_heads, share_of_width, width_student
 
-_OTHER_FAMILY = (AttributeError, AssertionError, RuntimeError)
+_OTHER_FAMILY = (AttributeError, AssertionError, IndexError, KeyError, RuntimeError, TypeError)
 """What a family's code raises where it is not like the others; NotImplementedError is a RuntimeError."""
 
 
@@ -244,6 +245,8 @@ def build_student(
         teacher = load_pretrained(merge_adapter(teacher), backbone, seed=seed, trust_remote_code=trust_remote_code)
     try:
         student = kind.build(teacher, layers, id2label=id2label, seed=seed, **shape)
+        if teacher is not None and (failure := new_failure(teacher, student)) is not None:
+            raise failure
     except torch.OutOfMemoryError:
         raise
     except _OTHER_FAMILY as error:

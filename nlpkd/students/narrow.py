@@ -169,6 +169,8 @@ def _copy_narrowed(
     source = {name: tensor.detach().float() for name, tensor in teacher.named_parameters()}
     weights, of_teacher = renumbered(source, prefix, chosen), _tags(teacher, prefix)
     tags = {name: of_teacher[name] for name in weights}
+    if more := [name for name, _ in student.named_parameters() if name not in weights]:
+        raise _other_weights(teacher, f"at these widths it has {more[0]} as well")
     # The sum of W W' over the weights on each axis, `(axis, axis)`.
     grams: dict[_Tag, Tensor] = {}
     for name, tensor in weights.items():

@@ -17,9 +17,9 @@ from transformers.trainer_utils import HubStrategy, TrainOutput, has_length
 from transformers.utils import PushInProgress
 
 from nlpkd.config import DistillationConfig
-from nlpkd.data.labels.classes import complete_config
 from nlpkd.data.rows import is_plain, makes_batches
 from nlpkd.hub.saving import model_update
+from nlpkd.models.files.saved_config import complete_config, write_labels
 from nlpkd.models.files.tokenizers import save_tokenizer
 from nlpkd.models.structure import as_student, matching_tokenizer
 from nlpkd.training.batches.loaders import row_lengths, sampled_loader, training_loader, unsized_loader
@@ -310,10 +310,12 @@ class ResumableTrainer(Trainer):
         # A checkpoint is made whole by its own checksums.
         as_it_is = folder == self._open_checkpoint or not self.args.should_save
         with nullcontext(folder) if as_it_is else model_update(folder) as target:
-            complete_config(getattr(self.model, "config", None))
+            complete_config(config := getattr(self.model, "config", None))
             super()._save(str(target), state_dict)
-            if self.processing_class is not None and self.args.should_save:
-                save_tokenizer(matching_tokenizer(self.processing_class, self.model), target)
+            if self.args.should_save:
+                write_labels(config, target)
+                if self.processing_class is not None:
+                    save_tokenizer(matching_tokenizer(self.processing_class, self.model), target)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import (
     AlbertConfig,
     AttentionInterface,
+    AutoConfig,
     BartConfig,
     DebertaV2Config,
     DistilBertConfig,
@@ -447,6 +448,31 @@ def test_layers_of_an_encoder_with_a_decoder_are_refused_with_advice_that_helps(
     batch = rows(padded=False)
     batch["input_ids"][:, -1] = 3
     assert capture(model, batch).logits.shape == (len(batch["input_ids"]), 2)
+
+
+SIZES = {"vocab_size": 40, "hidden_size": 16, "num_attention_heads": 2, "ffn_dim": 32, "word_embed_proj_dim": 16}
+
+
+@pytest.mark.parametrize(
+    "family, settings, message",
+    [
+        (
+            "opt",
+            SIZES | {"num_hidden_layers": 2, "layerdrop": 0.1},
+            "at random .*layerdrop=0.1.: set layerdrop to 0",
+        ),
+        (
+            "perceiver",
+            {"num_latents": 4, "d_latents": 16, "d_model": 16},
+            "no num_hidden_layers: use objectives on",
+        ),
+    ],
+)
+def test_a_student_without_the_same_layers_at_every_step_has_none_to_match(family, settings, message):
+    model = Auto.from_config(AutoConfig.for_model(family, **settings))
+    with pytest.raises(ValueError, match=message):
+        capture(model, rows(), hidden_states={1})
+    Capture(model, {}, "student")
 
 
 def test_a_position_bias_is_refused_where_attention_is_recorded():

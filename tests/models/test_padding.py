@@ -9,7 +9,7 @@ from transformers import AutoConfig, BertTokenizer
 from transformers import AutoModelForSequenceClassification as Auto
 
 from nlpkd import TextClassifier, cache_teacher_outputs, load_text_classification
-from nlpkd.compression import export_onnx, prune_neurons
+from nlpkd.compression import export_onnx, factorize_embeddings, prune_neurons
 from nlpkd.evaluation.prediction import predict_logits
 from nlpkd.models.capture import Capture
 from nlpkd.models.padding import is_causal, reads_padding, refuse_unknown_padding
@@ -33,6 +33,8 @@ FIRST = {
     "distilbert": {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32}, "yoso": SIZE,
     "nystromformer": SIZE | {"segment_means_seq_len": 64, "num_landmarks": 64, "conv_kernel_size": 3},
     "roformer": SIZE | {"embedding_size": 16},
+    "mobilebert": SIZE | {"embedding_size": 16, "intra_bottleneck_size": 16, "normalization_type": "layer_norm",
+                         "num_hidden_layers": 1, "num_feedforward_networks": 1},
 }  # fmt: skip
 """Families whose heads read the first token."""
 LAST = {
@@ -205,7 +207,15 @@ def test_the_families_that_read_padding_are_known(family, tokenizer):
     assert not moved or model(input_ids=torch.tensor([[5]])).logits.isfinite().all()
 
 
-@pytest.mark.parametrize("family", ["fnet", "bert"])
+def test_a_mobilebert_that_reads_no_token_beside_another_reads_no_padding(tokenizer):
+    assert not reads_padding(model_of("mobilebert", trigram_input=False))
+    # A vocabulary in two factors is a MobileBERT of that kind.
+    smaller, _ = factorize_embeddings(model_of("bert"), rank=4)
+    assert smaller.config.model_type == "mobilebert"
+    assert not reads_padding(smaller)
+
+
+@pytest.mark.parametrize("family", ["fnet", "mobilebert", "bert"])
 def test_a_text_is_measured_and_served_as_it_is_alone_whatever_is_beside_it(family, rows, tokenizer):
     model = model_of(family)
     expected = alone(model, rows)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from datasets import DatasetDict, concatenate_datasets
-from samples import QUIET, WORDS, raw_rows, tiny_bert
+from samples import QUIET, WORDS, raw_rows, tiny_bert, tiny_config
 from torch import nn
-from transformers import BertTokenizer, TrainerCallback
+from transformers import BertForSequenceClassification, BertTokenizer, TrainerCallback
 
 from nlpkd import DistillationTrainer, distill, load_text_classification
 from nlpkd.models.inference import unchanged
@@ -305,8 +305,11 @@ def test_a_tokenizer_that_is_read_back_as_another_is_named_before_the_first_step
 
 
 def test_a_student_that_can_not_be_saved_is_named_before_the_first_step(tokenizer, make_rows, settings):
-    model = tiny_bert()
-    model.config.remark = object()  # which no JSON can hold
+    class Unsaved(BertForSequenceClassification):
+        def save_pretrained(self, *given, **settings):
+            raise TypeError("no such shard")
+
+    model = Unsaved(tiny_config())
     with pytest.raises(ValueError, match="failed .saving student and tokenizer.: TypeError"):
         trained(tokenizer, make_rows(16), None, settings(), model=model)
 

@@ -17,7 +17,7 @@ from datasets import ClassLabel, List, Value
 from scipy.special import logit
 
 from nlpkd.data.splits.plain_text import INVISIBLE
-from nlpkd.tasks import REGRESSION, SINGLE_LABEL, fill_in_task, task_of
+from nlpkd.tasks import REGRESSION, SINGLE_LABEL, task_of
 from nlpkd.utils.field_types import are_numbers
 
 logger = logging.getLogger(__name__)
@@ -270,17 +270,6 @@ def settle_classes(config: Any) -> None:
 @functools.cache
 def _warn_once(message: str) -> None:
     logger.warning("%s", message)
-
-
-def complete_config(config: Any) -> None:
-    """Write into the config of a model that is saved or served what others read in it.
-
-    Args:
-        config: gets the task of a model with one output (`fill_in_task`), and the right `label2id`
-            (`settle_classes`); None of a module without one.
-    """
-    fill_in_task(config)
-    settle_classes(config)
 
 
 def rename_classes(config: Any, classes: Classes) -> None:
