@@ -41,7 +41,7 @@ _HOMES = {
     "load_tweets": "nlpkd.data.demo",
     "make_student": "nlpkd.students.make_student",
     "ModelSource": "nlpkd.models.source",
-    "only_run": "nlpkd.utils.locks",
+    "only_run": "nlpkd.utils.disk.locks",
     "OnnxClassifier": "nlpkd.models.onnx_classifier",
     "push_student": "nlpkd.hub.push",
     "read_decisions": "nlpkd.labelling.logs",

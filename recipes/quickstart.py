@@ -16,7 +16,7 @@ from common import TEACHERS_OWN, make_parser, show_result
 from nlpkd import DistillationConfig, demo_backbone, distill, load_airline_tweets, train_teacher
 from nlpkd.pipeline.dry_run import Plan, plan_distillation, plan_teacher
 from nlpkd.students.checkpoint import load_student
-from nlpkd.utils.processes import quiet
+from nlpkd.utils.progress import quiet
 
 
 @dataclass

@@ -83,7 +83,7 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True)
 def _phases_as_before():
     """Take back what a command of this process set up to show its phases: its stream is closed after its test."""
-    logger, phases = logging.getLogger("nlpkd"), logging.getLogger("nlpkd.utils.processes")
+    logger, phases = logging.getLogger("nlpkd"), logging.getLogger("nlpkd.utils.progress")
     handlers, propagate, level = logger.handlers, logger.propagate, phases.level
     yield
     logger.handlers, logger.propagate = handlers, propagate

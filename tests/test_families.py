@@ -48,7 +48,7 @@ from nlpkd.models.padding import refuse_unknown_padding
 from nlpkd.objectives.base import text_state
 from nlpkd.students.budget import student_within
 from nlpkd.teachers.teacher import CachedTeacher, LiveTeacher
-from nlpkd.utils.fingerprints import hash_configuration
+from nlpkd.utils.object_hashes import hash_configuration
 
 COMMON = {
     "vocab_size": 100, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "num_labels": 3,

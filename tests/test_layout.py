@@ -83,12 +83,12 @@ def test_modules_import_each_other_in_no_circle():
         pytest.fail(f"these import each other: {error.args[1]}")
 
 
-@pytest.mark.parametrize("module", [*READABLE_ALONE, "utils/files", "utils/full_disk", "utils/links"])
+@pytest.mark.parametrize("module", [*READABLE_ALONE, "utils/disk/files", "utils/disk/full_disk", "utils/disk/links"])
 def test_the_report_needs_the_standard_library_only(module):
     tree = code_of(PACKAGE / f"{module}.py")
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    allowed = {"nlpkd.utils.files", "nlpkd.utils.full_disk", "nlpkd.utils.links", "nlpkd.evaluation"}
+    allowed = {"nlpkd.utils.disk.files", "nlpkd.utils.disk.full_disk", "nlpkd.utils.disk.links", "nlpkd.evaluation"}
     allowed |= {f"nlpkd.{module.replace('/', '.')}" for module in READABLE_ALONE}
     assert {name.split(".")[0] for name in names - allowed} <= set(sys.stdlib_module_names)
 

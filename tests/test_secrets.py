@@ -18,7 +18,7 @@ from nlpkd.compression.onnx import accept
 from nlpkd.hub.push import files_to_push, push_student
 from nlpkd.hub.saving import save_student
 from nlpkd.models.loading import load_classifier, load_config, load_tokenizer
-from nlpkd.utils.files import CHECKSUMS, WEIGHTS, refuse_damaged
+from nlpkd.utils.disk.files import CHECKSUMS, WEIGHTS, refuse_damaged
 
 TEXT = "the film plot was very great and the actor at it was awful"
 PLAIN_TOKEN, PASSWORD = "canaryTokenWithoutPrefix", "canaryPassword"

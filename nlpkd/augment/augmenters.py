@@ -16,7 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nlpkd.augment.words import word_spans
 from nlpkd.models.limits import positions_of
 from nlpkd.utils.field_types import check_share, plain_arguments
-from nlpkd.utils.fingerprints import hash_configuration, hash_tokenizer, hash_value, hash_weights
+from nlpkd.utils.fingerprints import hash_tokenizer, hash_value
+from nlpkd.utils.object_hashes import hash_configuration, hash_weights
 
 LONGEST_TEXT = 512
 

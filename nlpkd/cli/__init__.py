@@ -19,7 +19,8 @@ from nlpkd.cli import information, labelling, measuring, publishing, training
 from nlpkd.cli.screen import show_phases
 from nlpkd.evaluation.records import without_controls
 from nlpkd.utils.packages import installed_version
-from nlpkd.utils.provenance import FORESEEN, without_tokens
+from nlpkd.utils.provenance import FORESEEN
+from nlpkd.utils.secrets import without_tokens
 
 UNFORESEEN = 4
 """Exit status of an error that nlpkd did not foresee; its traceback is in the file that the message names."""

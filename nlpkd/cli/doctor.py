@@ -20,10 +20,10 @@ from packaging.specifiers import SpecifierSet
 
 from nlpkd.config import fast_at_bf16
 from nlpkd.evaluation.report_text import one_line
-from nlpkd.utils.full_disk import nearest_existing_folder
+from nlpkd.utils.disk.full_disk import nearest_existing_folder
 from nlpkd.utils.hub_requests import NOT_THE_HUB, HubUnreachableError, limit_hub_requests
 from nlpkd.utils.packages import installed_version, pip_install, requirements, unmet
-from nlpkd.utils.provenance import without_tokens
+from nlpkd.utils.secrets import without_tokens
 
 LEAST_DISK_GB = 5.0
 """Free disk below which the doctor warns: some checkpoints of a BERT-base with their optimizer's state."""

@@ -101,7 +101,7 @@ def export(
     3, a file keeps less than --min-retention. With 2 and 3 no file is kept.
     """
     from nlpkd.pipeline.export import RetentionError, export_student
-    from nlpkd.utils.files import weight_files
+    from nlpkd.utils.disk.files import weight_files
 
     if min_retention is not None and data is None:
         raise ValueError(f"--min-retention {min_retention} is measured on labelled rows: give --data, or leave it out")

@@ -66,7 +66,7 @@ def show_phases() -> None:
     logger.handlers = [logging.StreamHandler()]
     # Some libraries give the root logger a handler, which would say it all again, or with a name before it.
     logger.propagate = False
-    logging.getLogger("nlpkd.utils.processes").setLevel(logging.INFO)
+    logging.getLogger("nlpkd.utils.progress").setLevel(logging.INFO)
 
 
 def hide_bars_of_weights() -> None:

@@ -12,10 +12,10 @@ import typer
 import yaml
 
 from nlpkd.cli.parsing import HIDDEN, OF_THE_FILE, SETTINGS, TrainingCommand, as_given, as_words
+from nlpkd.utils.disk.files import write_atomic
+from nlpkd.utils.disk.yaml_files import read_yaml
 from nlpkd.utils.field_types import with_home
-from nlpkd.utils.files import write_atomic
-from nlpkd.utils.provenance import names_a_secret, without_tokens
-from nlpkd.utils.yaml_files import read_yaml
+from nlpkd.utils.secrets import names_a_secret, without_tokens
 
 
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -172,7 +172,7 @@ def run_config(context: typer.Context, given: Mapping[str, Any]) -> Iterator[Non
     """
     from accelerate import PartialState
 
-    from nlpkd.utils.locks import only_run
+    from nlpkd.utils.disk.locks import only_run
 
     # The settings first: with them the processes of a launcher find each other, on CPUs too.
     output_dir = Path(training_config(given)[0].output_dir)

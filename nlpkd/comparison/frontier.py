@@ -34,8 +34,8 @@ from nlpkd.models.source import ModelSource
 from nlpkd.pipeline.distill import distill
 from nlpkd.pipeline.dry_run import Plan
 from nlpkd.pipeline.jobs.roles import Teachers
+from nlpkd.utils.disk.locks import only_run, refuse_unfit_folder
 from nlpkd.utils.field_types import plain_arguments
-from nlpkd.utils.locks import only_run, refuse_unfit_folder
 from nlpkd.utils.provenance import command_line, now
 from nlpkd.utils.randomness import check_num_seeds
 

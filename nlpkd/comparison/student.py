@@ -22,9 +22,11 @@ from nlpkd.pipeline.distill import distill
 from nlpkd.pipeline.dry_run import Plan, plan_distillation
 from nlpkd.pipeline.jobs.distillation import prepare_job
 from nlpkd.students.kinds import kind_of
-from nlpkd.utils.files import explain_damage, weight_files, write_json
-from nlpkd.utils.locks import only_run
-from nlpkd.utils.provenance import FORESEEN, differences, without_tokens
+from nlpkd.utils.disk.files import explain_damage, weight_files, write_json
+from nlpkd.utils.disk.locks import only_run
+from nlpkd.utils.fingerprints import differences
+from nlpkd.utils.provenance import FORESEEN
+from nlpkd.utils.secrets import without_tokens
 
 logger = logging.getLogger(__name__)
 

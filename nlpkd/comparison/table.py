@@ -18,7 +18,7 @@ from nlpkd.evaluation.origin import column_name, headline_name
 from nlpkd.evaluation.records import format_number, percent, strict_json
 from nlpkd.evaluation.report import PAGE_NAME
 from nlpkd.evaluation.report_text import code_block, escape_markdown, flat, markdown_table, one_line
-from nlpkd.utils.files import explain_damage, write_atomic
+from nlpkd.utils.disk.files import explain_damage, write_atomic
 from nlpkd.utils.packages import how_to_install
 
 logger = logging.getLogger(__name__)

@@ -29,8 +29,8 @@ from nlpkd.compression.onnx import (
 from nlpkd.models.limits import refuse_other_than_name
 from nlpkd.models.loading import load_tokenizer
 from nlpkd.models.onnx_classifier import OnnxClassifier
+from nlpkd.utils.disk.links import link_file
 from nlpkd.utils.field_types import plain_arguments
-from nlpkd.utils.links import link_file
 from nlpkd.utils.packages import require
 
 logger = logging.getLogger(__name__)

@@ -26,8 +26,8 @@ from nlpkd.compression.record import agreement_of
 from nlpkd.models.files.tokenizers import save_tokenizer
 from nlpkd.models.limits import positions_of
 from nlpkd.models.structure import forward_arguments, matching_tokenizer, refuse_other_than_plain
+from nlpkd.utils.disk.links import move_into
 from nlpkd.utils.field_types import plain_arguments
-from nlpkd.utils.links import move_into
 from nlpkd.utils.packages import require
 
 logger = logging.getLogger(__name__)

@@ -38,12 +38,12 @@ from nlpkd.models.padding import reads_padding, refuse_unknown_padding
 from nlpkd.models.reshaped import settings_without
 from nlpkd.models.structure import matching_tokenizer, readable, refuse_other_than_plain
 from nlpkd.teachers.compatibility import refuse_unknown_tokens
+from nlpkd.utils.disk.files import digest_of, explain_damage, weight_files, weights_sha256
+from nlpkd.utils.disk.links import inside, move_into, refuse_links
 from nlpkd.utils.field_types import plain_arguments
-from nlpkd.utils.files import digest_of, explain_damage, weight_files, weights_sha256
-from nlpkd.utils.fingerprints import hash_weights
-from nlpkd.utils.links import inside, move_into, refuse_links
+from nlpkd.utils.object_hashes import hash_weights
 from nlpkd.utils.packages import require
-from nlpkd.utils.processes import quiet
+from nlpkd.utils.progress import quiet
 
 logger = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from nlpkd.evaluation.records import percent
 from nlpkd.models.files.tokenizers import keep_file_whole, save_tokenizer
 from nlpkd.models.small_models import StaticForSequenceClassification
 from nlpkd.models.structure import refuse_other_than_plain
+from nlpkd.utils.disk.full_disk import temporary_folder
 from nlpkd.utils.field_types import check_counts, plain_arguments
-from nlpkd.utils.full_disk import temporary_folder
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from nlpkd.data.columns import usual_form
 from nlpkd.data.files.readers import SUFFIXES, read_table
 from nlpkd.data.files.tables import MayRead, check_names, dataset_of, table_of, table_of_frame
 from nlpkd.data.rows import describe_rows
+from nlpkd.utils.disk.files import digest_of
 from nlpkd.utils.field_types import plain_arguments, with_home
-from nlpkd.utils.files import digest_of
 from nlpkd.utils.fingerprints import hash_value
 from nlpkd.utils.hub_requests import limit_hub_requests
 

@@ -31,8 +31,8 @@ from nlpkd.models.limits import positions_of
 from nlpkd.models.onnx_classifier import MODEL_INPUTS, OnnxClassifier
 from nlpkd.models.source import ModelSource
 from nlpkd.models.structure import forward_arguments
-from nlpkd.utils.files import weights_in_use
-from nlpkd.utils.full_disk import temporary_folder
+from nlpkd.utils.disk.files import weights_in_use
+from nlpkd.utils.disk.full_disk import temporary_folder
 from nlpkd.utils.packages import installed_version
 
 logger = logging.getLogger(__name__)

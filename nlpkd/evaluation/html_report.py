@@ -16,7 +16,7 @@ from nlpkd.evaluation.figures.reading import as_type
 from nlpkd.evaluation.origin import headline_figure, headline_name, retention
 from nlpkd.evaluation.records import Breakdown, format_number, percent
 from nlpkd.evaluation.report import PAGE_NAME, EvaluationReport
-from nlpkd.utils.files import explain_damage, numbered_folders
+from nlpkd.utils.disk.files import explain_damage, numbered_folders
 from nlpkd.utils.packages import how_to_install
 
 logger = logging.getLogger(__name__)

@@ -22,8 +22,8 @@ from nlpkd.evaluation.records import (
     without_controls,
 )
 from nlpkd.evaluation.report_text import code_block, escape_markdown, markdown_table
-from nlpkd.utils.files import digest_of, weights_sha256, write_together
-from nlpkd.utils.links import inside, is_snapshot
+from nlpkd.utils.disk.files import digest_of, weights_sha256, write_together
+from nlpkd.utils.disk.links import inside, is_snapshot
 
 logger = logging.getLogger(__name__)
 

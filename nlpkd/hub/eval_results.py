@@ -24,7 +24,7 @@ from huggingface_hub.errors import EntryNotFoundError, HTTPError, RepositoryNotF
 from nlpkd.evaluation.origin import DataRecord, headline_name
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.hub.model_card import evaluated_data, hub_id
-from nlpkd.utils.yaml_files import read_yaml
+from nlpkd.utils.disk.yaml_files import read_yaml
 
 logger = logging.getLogger(__name__)
 

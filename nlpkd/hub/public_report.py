@@ -11,7 +11,7 @@ from nlpkd.evaluation.figures.names import told_apart
 from nlpkd.evaluation.origin import RunRecord, TaskRecord
 from nlpkd.evaluation.records import without_controls
 from nlpkd.evaluation.report import EvaluationReport
-from nlpkd.utils.provenance import without_tokens
+from nlpkd.utils.secrets import without_tokens
 
 # How a path begins that leads to a place of its own: a file URL or none, then ~, a drive, a slash, or any way up.
 _START = r"""(?:file://(?:localhost)?)?(?:~[\w.-]*[/\\]|[A-Za-z]:[/\\]|/|\\\\|(?:[^\s"'=,:(\[/\\]+[/\\])*\.\.[/\\])"""

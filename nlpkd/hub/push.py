@@ -33,11 +33,11 @@ from nlpkd.models.files.onnx_weights import named_weights
 from nlpkd.models.limits import EXPORT_RECORD, ONNX_FOLDER, refuse_other_than_name
 from nlpkd.models.onnx_classifier import refuse_stale
 from nlpkd.students.backbone import without_local_backbone
+from nlpkd.utils.disk.files import explain_damage, refuse_damaged, write_atomic
+from nlpkd.utils.disk.full_disk import temporary_folder
+from nlpkd.utils.disk.links import copy_from_inside, inside, refuse_outside
+from nlpkd.utils.disk.locks import only_writer_if_any
 from nlpkd.utils.field_types import plain_arguments
-from nlpkd.utils.files import explain_damage, refuse_damaged, write_atomic
-from nlpkd.utils.full_disk import temporary_folder
-from nlpkd.utils.links import copy_from_inside, inside, refuse_outside
-from nlpkd.utils.locks import only_writer_if_any
 from nlpkd.utils.provenance import as_command
 
 logger = logging.getLogger(__name__)

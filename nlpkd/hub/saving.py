@@ -28,7 +28,7 @@ from nlpkd.models.files.tokenizers import refuse_other_reading, save_tokenizer
 from nlpkd.models.structure import matching_tokenizer
 from nlpkd.students.readable import refuse_unreadable
 from nlpkd.tasks import task_of
-from nlpkd.utils.files import atomic_model_update, weights_sha256, write_atomic
+from nlpkd.utils.disk.files import atomic_model_update, weights_sha256, write_atomic
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from nlpkd.hub.sending import Target, explained, make_repository, send_folder
 from nlpkd.models.loading import load_config, split_revision
 from nlpkd.serving.trial import page_module, shared_names
-from nlpkd.utils.full_disk import temporary_folder
+from nlpkd.utils.disk.full_disk import temporary_folder
 
 
 def make_space(

@@ -15,12 +15,12 @@ from nlpkd.labelling.asking import Asking
 from nlpkd.labelling.costs import LabelPlan, Prices, SpendingLimits
 from nlpkd.labelling.spending import Spending
 from nlpkd.teachers.base import LabelingTeacher, say_once, tell_cut
-from nlpkd.utils.files import cut_torn_line, explain_damage
-from nlpkd.utils.full_disk import explain_full_disk
-from nlpkd.utils.links import open_no_link, refuse_links
-from nlpkd.utils.locks import lock_of
+from nlpkd.utils.disk.files import cut_torn_line, explain_damage
+from nlpkd.utils.disk.full_disk import explain_full_disk
+from nlpkd.utils.disk.links import open_no_link, refuse_links
+from nlpkd.utils.disk.locks import lock_of
+from nlpkd.utils.fingerprints import differences
 from nlpkd.utils.processes import sigterm_as_exit
-from nlpkd.utils.provenance import differences
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from typing import Any, get_type_hints
 
 from nlpkd import teachers
 from nlpkd.teachers.base import LabelingTeacher
+from nlpkd.utils.disk.yaml_files import read_yaml
 from nlpkd.utils.field_types import check_types, with_home
 from nlpkd.utils.http import check_key
-from nlpkd.utils.yaml_files import read_yaml
 
 KINDS = {
     "decision": "DecisionTeacher",

@@ -15,8 +15,8 @@ from nlpkd.data.files.readers import stream_rows
 from nlpkd.labelling.rows import PROBABILITIES
 from nlpkd.teachers.base import as_probabilities
 from nlpkd.teachers.decision import read_answers, read_question
+from nlpkd.utils.disk.files import ODD_CONTENT
 from nlpkd.utils.field_types import plain_arguments
-from nlpkd.utils.files import ODD_CONTENT
 
 logger = logging.getLogger(__name__)
 

@@ -32,8 +32,8 @@ from nlpkd.labelling.rows import answers_beside, asked_probabilities
 from nlpkd.models.source import ModelSource
 from nlpkd.tasks import SINGLE_LABEL, UNLABELLED, is_unlabelled, task_of
 from nlpkd.teachers.base import LabelingTeacher
+from nlpkd.utils.disk.files import atomic_file
 from nlpkd.utils.field_types import plain_arguments
-from nlpkd.utils.files import atomic_file
 
 FOLDS = 5
 

@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from nlpkd.utils.files import explain_damage, write_atomic
-from nlpkd.utils.provenance import differences
+from nlpkd.utils.disk.files import explain_damage, write_atomic
+from nlpkd.utils.fingerprints import differences
 
 _ASKED = "asked"
 

@@ -23,7 +23,7 @@ from nlpkd.labelling.answers import AnswerFile
 from nlpkd.labelling.costs import Prices, SpendingLimits
 from nlpkd.tasks import MULTI_LABEL
 from nlpkd.teachers.base import LabelingTeacher
-from nlpkd.utils.files import atomic_file
+from nlpkd.utils.disk.files import atomic_file
 
 logger = logging.getLogger(__name__)
 

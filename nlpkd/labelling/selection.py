@@ -14,7 +14,7 @@ from nlpkd.evaluation.report_text import markdown_table
 from nlpkd.models.structure import readable
 from nlpkd.tasks import MULTI_LABEL
 from nlpkd.teachers.base import batches_by_length
-from nlpkd.utils.files import write_atomic, write_json
+from nlpkd.utils.disk.files import write_atomic, write_json
 
 SELECTIONS = ("uncertainty", "diversity", "random")
 """By the student's margin; by its margin and a spread over its embeddings; by chance."""

@@ -12,8 +12,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from nlpkd.utils.files import WHOLE, explain_damage
-from nlpkd.utils.links import inside, is_snapshot, refuse_outside
+from nlpkd.utils.disk.files import WHOLE, explain_damage
+from nlpkd.utils.disk.links import inside, is_snapshot, refuse_outside
 
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 

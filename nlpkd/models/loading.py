@@ -41,12 +41,12 @@ from nlpkd.models.limits import (
     refuse_unknown_dtype,
     refuse_unreadable_labels,
 )
+from nlpkd.utils.disk.files import TOKENIZER, WEIGHT_FILES, WEIGHTS, refuse_damaged
 from nlpkd.utils.field_types import plain_arguments
-from nlpkd.utils.files import TOKENIZER, WEIGHT_FILES, WEIGHTS, refuse_damaged
 from nlpkd.utils.hub_requests import limit_hub_requests
 from nlpkd.utils.packages import require
-from nlpkd.utils.processes import quiet
-from nlpkd.utils.provenance import without_tokens
+from nlpkd.utils.progress import quiet
+from nlpkd.utils.secrets import without_tokens
 
 ONNX_FILES = ("onnx/model_int8.onnx", "onnx/model.onnx", "model.onnx")
 """Where a model's ONNX file is looked for. An int8 file is there because somebody chose it, so that it comes first."""

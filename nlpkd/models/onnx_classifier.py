@@ -24,9 +24,10 @@ from nlpkd.models.limits import (
 )
 from nlpkd.models.loading import load_config, onnx_file
 from nlpkd.models.reshaped import settings_without
+from nlpkd.utils.disk.files import digest_of, explain_damage, weights_sha256
 from nlpkd.utils.field_types import plain_arguments
-from nlpkd.utils.files import digest_of, explain_damage, weights_sha256
-from nlpkd.utils.fingerprints import NO_INFLUENCE, hash_value
+from nlpkd.utils.fingerprints import hash_value
+from nlpkd.utils.object_hashes import NO_INFLUENCE
 from nlpkd.utils.packages import require
 
 if TYPE_CHECKING:

@@ -20,8 +20,9 @@ from nlpkd.models.limits import ONNX_FOLDER
 from nlpkd.models.loading import load_config, load_teacher, load_tokenizer, split_revision
 from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder
 from nlpkd.models.structure import unwrapped
-from nlpkd.utils.files import digest_of, weights_in_use
-from nlpkd.utils.fingerprints import Hasher, UnhashableError, hash_configuration, hash_value, hash_weights
+from nlpkd.utils.disk.files import digest_of, weights_in_use
+from nlpkd.utils.fingerprints import hash_value
+from nlpkd.utils.object_hashes import Hasher, UnhashableError, hash_configuration, hash_weights
 
 _MODEL_FILES = (
     *("model*.safetensors", "pytorch_model*.bin", "adapter_model.*", "config.json", "adapter_config.json", "*.py"),

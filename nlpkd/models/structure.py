@@ -20,7 +20,7 @@ from nlpkd.data.tokenization import SEGMENTS, TOKEN_COLUMNS, with_limit
 from nlpkd.models.files.saved_config import refuse_unsaved_config, settle_model
 from nlpkd.models.limits import positions_of
 from nlpkd.models.padding import is_causal
-from nlpkd.utils.fingerprints import is_foreign
+from nlpkd.utils.object_hashes import is_foreign
 
 logger = logging.getLogger(__name__)
 

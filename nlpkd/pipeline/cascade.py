@@ -40,9 +40,9 @@ from nlpkd.serving.classifier import Fallback, load
 from nlpkd.serving.threshold import CERTAINTY, candidates, choose_threshold, refuse_too_few_rows
 from nlpkd.tasks import SINGLE_LABEL
 from nlpkd.teachers.base import FunctionTeacher, LabelingTeacher
+from nlpkd.utils.disk.locks import only_writer
 from nlpkd.utils.field_types import check_share, plain_arguments
 from nlpkd.utils.fingerprints import hash_value
-from nlpkd.utils.locks import only_writer
 
 logger = logging.getLogger(__name__)
 

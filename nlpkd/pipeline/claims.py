@@ -22,7 +22,7 @@ from nlpkd.evaluation.records import (
 )
 from nlpkd.evaluation.report import EvaluationReport
 from nlpkd.evaluation.report_text import listed, one_line
-from nlpkd.utils.files import weights_sha256
+from nlpkd.utils.disk.files import weights_sha256
 
 TOLERANCE = 0.005
 """How far a share or a correlation may lie from its claim on the same rows: other kernels and precisions move some.

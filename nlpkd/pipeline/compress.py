@@ -31,10 +31,10 @@ from nlpkd.models.limits import refuse_other_than_name
 from nlpkd.models.source import ModelSource
 from nlpkd.pipeline.jobs.job import Job
 from nlpkd.pipeline.jobs.roles import Teachers
+from nlpkd.utils.disk.files import explain_damage, write_json
+from nlpkd.utils.disk.locks import only_run
 from nlpkd.utils.field_types import check_counts, check_share, plain_arguments
-from nlpkd.utils.files import explain_damage, write_json
-from nlpkd.utils.locks import only_run
-from nlpkd.utils.processes import quiet
+from nlpkd.utils.progress import quiet
 
 logger = logging.getLogger(__name__)
 

@@ -24,9 +24,9 @@ from nlpkd.objectives.presets import Stage, with_preset_settings
 from nlpkd.pipeline.jobs.distillation import prepare_job, prepare_labelled_job
 from nlpkd.pipeline.jobs.settings import check_before, settings_of
 from nlpkd.teachers.base import LabelingTeacher
+from nlpkd.utils.disk.locks import only_run
 from nlpkd.utils.field_types import plain_arguments
-from nlpkd.utils.locks import only_run
-from nlpkd.utils.processes import phase
+from nlpkd.utils.progress import phase
 
 logger = logging.getLogger(__name__)
 

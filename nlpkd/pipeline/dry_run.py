@@ -45,9 +45,9 @@ from nlpkd.training.resuming import (
 )
 from nlpkd.training.speed.step_time import PROBED_STEPS, mean_step_ms
 from nlpkd.training.trainer import DistillationTrainer
-from nlpkd.utils.full_disk import nearest_existing_folder, temporary_folder
-from nlpkd.utils.locks import refuse_unfit_folder
-from nlpkd.utils.processes import phase, quiet
+from nlpkd.utils.disk.full_disk import nearest_existing_folder, temporary_folder
+from nlpkd.utils.disk.locks import refuse_unfit_folder
+from nlpkd.utils.progress import phase, quiet
 
 PROBED_ROWS = 128
 """Held-out rows that are predicted."""

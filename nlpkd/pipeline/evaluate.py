@@ -38,12 +38,12 @@ from nlpkd.models.loading import split_revision
 from nlpkd.models.onnx_classifier import model_folder
 from nlpkd.models.source import ModelSource
 from nlpkd.tasks import SINGLE_LABEL, task_of
+from nlpkd.utils.disk.files import weights_sha256
+from nlpkd.utils.disk.full_disk import nearest_existing_folder
+from nlpkd.utils.disk.locks import LOCK, only_writer, refuse_unfit_folder
 from nlpkd.utils.field_types import plain_arguments, with_home
-from nlpkd.utils.files import weights_sha256
-from nlpkd.utils.full_disk import nearest_existing_folder
-from nlpkd.utils.locks import LOCK, only_writer, refuse_unfit_folder
 from nlpkd.utils.packages import require
-from nlpkd.utils.processes import phase, quiet
+from nlpkd.utils.progress import phase, quiet
 from nlpkd.utils.provenance import command_line, now
 
 logger = logging.getLogger(__name__)

@@ -29,10 +29,10 @@ from nlpkd.evaluation.report_text import Cells
 from nlpkd.hub.saving import forget_stale_files
 from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.models.source import ModelSource
+from nlpkd.utils.disk.files import staging_folder
+from nlpkd.utils.disk.locks import only_run
 from nlpkd.utils.field_types import check_share, plain_arguments
-from nlpkd.utils.files import staging_folder
-from nlpkd.utils.locks import only_run
-from nlpkd.utils.processes import phase
+from nlpkd.utils.progress import phase
 from nlpkd.utils.provenance import command_line, now
 
 _COMPARED_TEXTS = 128

@@ -24,9 +24,9 @@ from nlpkd.pipeline.jobs.settings import settings_of
 from nlpkd.pipeline.jobs.teacher import prepare_teacher
 from nlpkd.training.failures import saved_model
 from nlpkd.training.resuming import checkpoint_to_resume
+from nlpkd.utils.disk.locks import only_run
 from nlpkd.utils.field_types import plain_arguments
-from nlpkd.utils.locks import only_run
-from nlpkd.utils.processes import phase
+from nlpkd.utils.progress import phase
 
 
 @dataclass(frozen=True)

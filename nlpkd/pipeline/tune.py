@@ -29,13 +29,13 @@ from nlpkd.pipeline.jobs.distillation import prepare_job
 from nlpkd.pipeline.jobs.job import Job
 from nlpkd.students.make_student import make_student
 from nlpkd.training.checkpoints import LENGTH, describe_lessons
+from nlpkd.utils.disk.files import cut_torn_line, explain_damage, write_json
+from nlpkd.utils.disk.full_disk import explain_full_disk
+from nlpkd.utils.disk.locks import only_run, refuse_unfit_folder
 from nlpkd.utils.field_types import plain_arguments
-from nlpkd.utils.files import cut_torn_line, explain_damage, write_json
-from nlpkd.utils.full_disk import explain_full_disk
-from nlpkd.utils.locks import only_run, refuse_unfit_folder
+from nlpkd.utils.fingerprints import differences
 from nlpkd.utils.packages import how_to_install
 from nlpkd.utils.processes import decided_by_main_process
-from nlpkd.utils.provenance import differences
 
 TUNING_FILE = "tuning.json"
 

@@ -34,10 +34,10 @@ from nlpkd.pipeline.claims import (
     weights_claim,
 )
 from nlpkd.pipeline.evaluate import MEASURING, evaluate
+from nlpkd.utils.disk.files import explain_damage
+from nlpkd.utils.disk.yaml_files import parse_yaml, read_yaml
 from nlpkd.utils.field_types import plain_arguments
-from nlpkd.utils.files import explain_damage
 from nlpkd.utils.hub_requests import HubUnreachableError, limit_hub_requests
-from nlpkd.utils.yaml_files import parse_yaml, read_yaml
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from nlpkd.models.limits import refuse_other_than_name
 from nlpkd.models.onnx_classifier import OnnxClassifier, config_sha256
 from nlpkd.serving.texts import READING, as_texts
 from nlpkd.tasks import SINGLE_LABEL, task_of
-from nlpkd.utils.files import TOKENIZER, digest_of, explain_damage, weights_sha256, write_json
-from nlpkd.utils.fingerprints import Hasher
+from nlpkd.utils.disk.files import TOKENIZER, digest_of, explain_damage, weights_sha256, write_json
+from nlpkd.utils.object_hashes import Hasher
 
 logger = logging.getLogger(__name__)
 

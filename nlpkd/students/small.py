@@ -16,8 +16,9 @@ from nlpkd.models.reshaped import ReshapedForSequenceClassification
 from nlpkd.models.small_models import PROJECTED_WIDTH, SMALL_STUDENTS
 from nlpkd.models.structure import input_table, refuse_other_than_plain, sort_drawn_head
 from nlpkd.utils.field_types import plain_arguments
-from nlpkd.utils.fingerprints import hash_configuration, hash_value, hash_weights
-from nlpkd.utils.processes import phase
+from nlpkd.utils.fingerprints import hash_value
+from nlpkd.utils.object_hashes import hash_configuration, hash_weights
+from nlpkd.utils.progress import phase
 
 CONTEXTUAL_WIDTH = 256
 """Width of token vectors from a teacher's encoder: model2vec's."""

@@ -20,7 +20,8 @@ from nlpkd.models.structure import top_indices
 from nlpkd.students.backbone import CONFIG_KEY
 from nlpkd.students.teacher_layers import copy_layers
 from nlpkd.tasks import MULTI_LABEL, REGRESSION, task_of
-from nlpkd.utils.processes import decided_by_main_process, phase
+from nlpkd.utils.processes import decided_by_main_process
+from nlpkd.utils.progress import phase
 
 SAMPLED_ROWS = 512
 """Rows on which importance is measured."""

@@ -28,8 +28,8 @@ from nlpkd.teachers.base import as_float64, classes_of_function
 from nlpkd.teachers.checks import looks_like_probabilities
 from nlpkd.teachers.runners import Finish, FunctionRunner, ModelRunner, Runner
 from nlpkd.teachers.shards import ShardFolder
+from nlpkd.utils.disk.locks import only_writer_if_any
 from nlpkd.utils.field_types import plain_arguments
-from nlpkd.utils.locks import only_writer_if_any
 
 logger = logging.getLogger(__name__)
 

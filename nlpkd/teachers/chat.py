@@ -26,11 +26,11 @@ from nlpkd.teachers.base import (
     as_probabilities,
     read_words,
 )
+from nlpkd.utils.disk.files import ODD_CONTENT
 from nlpkd.utils.field_types import check_counts, plain_arguments
-from nlpkd.utils.files import ODD_CONTENT
 from nlpkd.utils.http import MayPass, NoReply, NotServing, check_requests, failure_of, status_in, try_often
 from nlpkd.utils.packages import require
-from nlpkd.utils.provenance import without_tokens
+from nlpkd.utils.secrets import without_tokens
 
 _PROMPT = (
     "{text}\n\n{question}\n{options}\nAnswer with the letter of the option that fits best ({first} to {last}) only."

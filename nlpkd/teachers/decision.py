@@ -15,10 +15,10 @@ from nlpkd.models.loading import named_in_errors
 from nlpkd.models.source import LocalModel
 from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
 from nlpkd.teachers.base import LETTERS_PER_TOKEN, Answers, LabelingTeacher, as_probabilities
+from nlpkd.utils.disk.files import ODD_CONTENT
 from nlpkd.utils.field_types import check_counts, plain_arguments
-from nlpkd.utils.files import ODD_CONTENT
 from nlpkd.utils.http import JSONClient
-from nlpkd.utils.provenance import without_tokens
+from nlpkd.utils.secrets import without_tokens
 
 
 class DecisionTeacher(LabelingTeacher):

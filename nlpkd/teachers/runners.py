@@ -28,7 +28,8 @@ from nlpkd.models.inference import evaluating, inference_copy
 from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.models.padding import refuse_unknown_padding
 from nlpkd.models.structure import foreign_hook, is_quantized, unwrapped
-from nlpkd.utils.fingerprints import hash_configuration, hash_tokenizer, hash_value, hash_weights
+from nlpkd.utils.fingerprints import hash_tokenizer, hash_value
+from nlpkd.utils.object_hashes import hash_configuration, hash_weights
 
 _BATCH_TOKENS = {"cpu": 2048, "onnx": 512}
 

@@ -14,9 +14,9 @@ import pyarrow as pa
 import torch
 from datasets import Dataset, concatenate_datasets
 
-from nlpkd.utils.files import digest_of, explain_damage, write_atomic
-from nlpkd.utils.full_disk import explain_full_disk
-from nlpkd.utils.provenance import differences
+from nlpkd.utils.disk.files import digest_of, explain_damage, write_atomic
+from nlpkd.utils.disk.full_disk import explain_full_disk
+from nlpkd.utils.fingerprints import differences
 
 SCHEMA = 1
 

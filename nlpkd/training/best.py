@@ -12,8 +12,8 @@ from typing import Any
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy, denumpify_detensorize
 
+from nlpkd.utils.disk.files import refuse_damaged
 from nlpkd.utils.field_types import are_numbers
-from nlpkd.utils.files import refuse_damaged
 
 logger = logging.getLogger(__name__)
 

@@ -21,18 +21,11 @@ from nlpkd.data.rows import describe_rows, makes_batches
 from nlpkd.objectives.base import Objective, setting_names
 from nlpkd.objectives.objective_set import ObjectiveSet
 from nlpkd.objectives.temperature import Temperature
-from nlpkd.utils.files import has_checksums, numbered_folders, write_checksums, write_json
-from nlpkd.utils.fingerprints import (
-    NO_INFLUENCE,
-    Hasher,
-    hash_configuration,
-    hash_in_run,
-    hash_value,
-    hash_weights,
-    is_foreign,
-)
-from nlpkd.utils.full_disk import explain_full_disk
-from nlpkd.utils.links import give_usual_modes
+from nlpkd.utils.disk.files import has_checksums, numbered_folders, write_checksums, write_json
+from nlpkd.utils.disk.full_disk import explain_full_disk
+from nlpkd.utils.disk.links import give_usual_modes
+from nlpkd.utils.fingerprints import hash_value
+from nlpkd.utils.object_hashes import NO_INFLUENCE, Hasher, hash_configuration, hash_in_run, hash_weights, is_foreign
 
 logger = logging.getLogger(__name__)
 

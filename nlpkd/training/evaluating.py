@@ -26,7 +26,7 @@ from nlpkd.teachers.compatibility import refuse_untokenised_rows
 from nlpkd.training.best import refuse_unkept
 from nlpkd.training.loss import DistillationLoss
 from nlpkd.training.resumable import ResumableTrainer
-from nlpkd.utils.fingerprints import is_foreign
+from nlpkd.utils.object_hashes import is_foreign
 from nlpkd.utils.randomness import random_state_kept
 
 

@@ -18,7 +18,7 @@ from torch.distributed import DistError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from nlpkd.training.checkpoints import how_to_go_on
-from nlpkd.utils.files import has_checksums, numbered_folders
+from nlpkd.utils.disk.files import has_checksums, numbered_folders
 from nlpkd.utils.processes import EXIT_STATUS
 from nlpkd.utils.provenance import as_command, as_options
 

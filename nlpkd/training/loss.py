@@ -43,7 +43,7 @@ from nlpkd.teachers.compatibility import (
     refuse_shared_weights,
 )
 from nlpkd.teachers.signals import TeacherSignals
-from nlpkd.utils.fingerprints import is_foreign
+from nlpkd.utils.object_hashes import is_foreign
 
 _TRIED_ROWS = 8
 """Rows of the batch that a student is tried on."""

@@ -26,7 +26,8 @@ from nlpkd.hub.push import push_student
 from nlpkd.hub.saving import save_report
 from nlpkd.models.ensemble import TeacherEnsemble
 from nlpkd.objectives.objective_set import ObjectiveSet
-from nlpkd.utils.fingerprints import hash_configuration, hash_in_run, hash_value, hash_weights
+from nlpkd.utils.fingerprints import hash_value
+from nlpkd.utils.object_hashes import hash_configuration, hash_in_run, hash_weights
 
 logger = logging.getLogger(__name__)
 

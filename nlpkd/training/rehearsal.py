@@ -24,10 +24,10 @@ from nlpkd.models.inference import unchanged
 from nlpkd.students.readable import lost_when_read_back
 from nlpkd.training.best import refuse_no_number, refuse_unkept
 from nlpkd.training.failures import explain_out_of_memory
-from nlpkd.utils.files import staging_folder
-from nlpkd.utils.fingerprints import is_foreign
-from nlpkd.utils.full_disk import MODEL_NOT_SAVED
-from nlpkd.utils.processes import quiet
+from nlpkd.utils.disk.files import staging_folder
+from nlpkd.utils.disk.full_disk import MODEL_NOT_SAVED
+from nlpkd.utils.object_hashes import is_foreign
+from nlpkd.utils.progress import quiet
 from nlpkd.utils.randomness import random_state_kept
 
 logger = logging.getLogger(__name__)

@@ -46,7 +46,7 @@ from nlpkd.training.resuming import (
     stopped_early,
     tell_shortened_epochs,
 )
-from nlpkd.utils.locks import only_writer
+from nlpkd.utils.disk.locks import only_writer
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from transformers.trainer_utils import has_length
 from nlpkd.config import DistillationConfig
 from nlpkd.evaluation.figures.reading import as_type
 from nlpkd.training.checkpoints import RUN_RECORD, chooses_alike, has_optimizer, is_of, last_whole, run_record_of
-from nlpkd.utils.files import (
+from nlpkd.utils.disk.files import (
     atomic_folder_update,
     explain_damage,
     has_checksums,
@@ -30,8 +30,9 @@ from nlpkd.utils.files import (
     refuse_damaged,
     weights_sha256,
 )
-from nlpkd.utils.processes import decided_by_main_process, phase
-from nlpkd.utils.provenance import differences
+from nlpkd.utils.fingerprints import differences
+from nlpkd.utils.processes import decided_by_main_process
+from nlpkd.utils.progress import phase
 
 logger = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 
 import requests
 
+from nlpkd.utils.disk.files import ODD_CONTENT
 from nlpkd.utils.field_types import are_numbers, check_counts
-from nlpkd.utils.files import ODD_CONTENT
 from nlpkd.utils.processes import within
-from nlpkd.utils.provenance import without_tokens
+from nlpkd.utils.secrets import without_tokens
 
 logger = logging.getLogger(__name__)
 

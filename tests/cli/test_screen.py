@@ -45,7 +45,7 @@ from nlpkd.pipeline.train_teacher import TeacherResult
 from nlpkd.pipeline.tune import TuningResult
 from nlpkd.pipeline.verify import Claim, Verification
 from nlpkd.serving.cascade import CascadeRecord
-from nlpkd.utils.processes import duration, phase
+from nlpkd.utils.progress import duration, phase
 from nlpkd.utils.provenance import as_options
 
 LATENCIES = [Latency(batch, tokens, 2, 1234.567, 2345.678, 3456.789) for batch in (1, 32) for tokens in (16, 128)]

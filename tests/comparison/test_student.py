@@ -13,7 +13,7 @@ from samples import raw_rows, tiny_bert, tiny_report
 
 from nlpkd.comparison.student import FrontierStudent
 from nlpkd.compression.int8 import INT8_FILE
-from nlpkd.utils.files import digest_of, weights_sha256
+from nlpkd.utils.disk.files import digest_of, weights_sha256
 
 
 def model(folder, seed=0, names=("neg", "pos")):

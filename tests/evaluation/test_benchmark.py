@@ -17,7 +17,7 @@ from nlpkd.evaluation.benchmark import count_parameters, measure_text_to_label, 
 from nlpkd.evaluation.html_report import render_page
 from nlpkd.hub.model_card import build_model_card
 from nlpkd.models.onnx_classifier import OnnxClassifier
-from nlpkd.utils.files import digest_of
+from nlpkd.utils.disk.files import digest_of
 
 TEXTS = sentences(12, seed=5)[0]
 

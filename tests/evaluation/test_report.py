@@ -11,7 +11,7 @@ from nlpkd.evaluation.origin import RunRecord, TaskRecord
 from nlpkd.evaluation.records import Candidate, Comparison, Interval, Latency, SeedSpread, format_number
 from nlpkd.evaluation.report import EvaluationReport, aggregate_seeds
 from nlpkd.evaluation.report_text import flat
-from nlpkd.utils.files import digest_of
+from nlpkd.utils.disk.files import digest_of
 
 
 def candidate(accuracy, parameters, p50_ms, agreement=None):

@@ -59,7 +59,7 @@ from nlpkd.teachers import DecisionTeacher  # noqa: E402
 from nlpkd.teachers.shards import ShardFolder  # noqa: E402
 from nlpkd.training.checkpoints import RUN_RECORD, last_whole  # noqa: E402
 from nlpkd.training.resuming import resolve_resume_checkpoint  # noqa: E402
-from nlpkd.utils.files import CHECKSUMS, refuse_damaged, write_checksums  # noqa: E402
+from nlpkd.utils.disk.files import CHECKSUMS, refuse_damaged, write_checksums  # noqa: E402
 
 LIMIT_S = 60.0
 IMPORTED = (

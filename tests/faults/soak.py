@@ -27,7 +27,7 @@ from hub_server import WRITE_TOKEN, HubServer, hub_environment  # noqa: E402
 
 from nlpkd.evaluation.report import EvaluationReport  # noqa: E402
 from nlpkd.training.checkpoints import last_whole  # noqa: E402
-from nlpkd.utils.files import has_checksums  # noqa: E402
+from nlpkd.utils.disk.files import has_checksums  # noqa: E402
 
 FIXED = [HERE / "test_faults.py", HERE.parent / "distributed" / "test_sigterm.py",
          HERE.parent / "distributed" / "test_two_hosts.py"]  # fmt: skip

@@ -27,8 +27,8 @@ from nlpkd.objectives import CrossEntropyLoss
 from nlpkd.objectives.base import Objective
 from nlpkd.training.batches.loaders import ROWS
 from nlpkd.training.checkpoints import RUN_RECORD, last_whole
-from nlpkd.utils.files import CHECKSUMS, refuse_damaged
-from nlpkd.utils.full_disk import explain_full_disk
+from nlpkd.utils.disk.files import CHECKSUMS, refuse_damaged
+from nlpkd.utils.disk.full_disk import explain_full_disk
 
 # kill -9
 

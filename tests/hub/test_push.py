@@ -23,7 +23,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 from nlpkd.hub.model_card import build_model_card
 from nlpkd.hub.push import PUSH_ALLOW_PATTERNS, files_to_push, push_student
 from nlpkd.hub.saving import save_student
-from nlpkd.utils.files import digest_of
+from nlpkd.utils.disk.files import digest_of
 
 PUSH = """
 import json, logging, shlex, sys

@@ -18,7 +18,7 @@ from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.models.files.onnx_weights import external_weights
 from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder
 from nlpkd.models.source import identity_of_model
-from nlpkd.utils.files import digest_of
+from nlpkd.utils.disk.files import digest_of
 
 
 def test_a_file_in_a_folder_called_onnx_is_of_the_model_above_it_whatever_is_beside(tmp_path, tokenizer, monkeypatch):

@@ -11,7 +11,7 @@ from samples import tiny_bert, tiny_onnx
 
 from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.models.source import LocalModel, ModelSource, identity_of_model
-from nlpkd.utils.files import weights_in_use
+from nlpkd.utils.disk.files import weights_in_use
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from nlpkd import EvaluationReport, distill, train_teacher
 from nlpkd.cli import app
-from nlpkd.utils.files import weights_sha256
+from nlpkd.utils.disk.files import weights_sha256
 
 QUICK = {
     **QUIET, "rehearsal": True, "save_strategy": "no", "max_steps": 2, "teacher_check": "off",

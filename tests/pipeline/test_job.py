@@ -19,7 +19,7 @@ from samples import QUIET, raw_rows, tiny_bert
 from nlpkd import DistillationConfig, EvaluationReport, distill, train_teacher
 from nlpkd.objectives import CrossEntropyLoss, DISTLoss, ForwardKLLoss, HiddenStateMSELoss, Stage
 from nlpkd.pipeline.jobs.distillation import prepare_job
-from nlpkd.utils.files import weights_sha256
+from nlpkd.utils.disk.files import weights_sha256
 
 ROWS = DatasetDict(train=raw_rows(24), validation=raw_rows(16, seed=3))
 SETTINGS = {

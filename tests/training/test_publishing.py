@@ -18,7 +18,7 @@ from samples import raw_rows, tiny_bert, WORDS
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizer, TrainerCallback
 from nlpkd import DistillationConfig, DistillationTrainer, load_text_classification
 from nlpkd.training import resumable
-from nlpkd.utils.files import has_checksums
+from nlpkd.utils.disk.files import has_checksums
 import torch
 
 begin, whole = resumable.push_checkpoint, []

@@ -15,7 +15,7 @@ from transformers.trainer_callback import ExportableState
 from nlpkd import DistillationConfig, DistillationTrainer, load_text_classification
 from nlpkd.objectives import HiddenStateMSELoss
 from nlpkd.training.resuming import tell_shortened_epochs
-from nlpkd.utils.files import write_checksums
+from nlpkd.utils.disk.files import write_checksums
 
 
 @pytest.fixture

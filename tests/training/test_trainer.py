@@ -32,7 +32,7 @@ from nlpkd.objectives import (
     LinearTemperature,
 )
 from nlpkd.training.checkpoints import describe_run
-from nlpkd.utils.locks import only_run
+from nlpkd.utils.disk.locks import only_run
 
 
 def everything(**hidden):

@@ -28,10 +28,10 @@ from nlpkd.hub.saving import save_report, save_student
 from nlpkd.labelling.mislabelled import check_labels
 from nlpkd.labelling.rows import save_rows
 from nlpkd.objectives import ForwardKLLoss, HiddenStateMSELoss
-from nlpkd.utils.files import atomic_folder_update, cut_torn_line, staging_folder, write_atomic, write_together
-from nlpkd.utils.full_disk import explain_full_disk, temporary_folder
-from nlpkd.utils.links import copy_from_inside, link_file, move_into, refuse_outside
-from nlpkd.utils.locks import lock_of, only_writer
+from nlpkd.utils.disk.files import atomic_folder_update, cut_torn_line, staging_folder, write_atomic, write_together
+from nlpkd.utils.disk.full_disk import explain_full_disk, temporary_folder
+from nlpkd.utils.disk.links import copy_from_inside, link_file, move_into, refuse_outside
+from nlpkd.utils.disk.locks import lock_of, only_writer
 
 
 @pytest.fixture

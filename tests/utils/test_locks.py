@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from processes import run as run_program
 
-from nlpkd.utils.locks import only_run, only_writer, refuse_unfit_folder
+from nlpkd.utils.disk.locks import only_run, only_writer, refuse_unfit_folder
 
 # Let the kernel answer every flock as an NFS without its lock service does, then write to a folder.
 WITHOUT_LOCKS = """
 import ctypes, errno, logging, struct, sys
-from nlpkd.utils.locks import only_writer
+from nlpkd.utils.disk.locks import only_writer
 logging.basicConfig()
 code = struct.pack("HBBIHBBIHBBIHBBI", 0x20, 0, 0, 0, 0x15, 0, 1, int(sys.argv[1]),
                    0x06, 0, 0, 0x50000 | getattr(errno, sys.argv[2]), 0x06, 0, 0, 0x7FFF0000)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nlpkd.utils.yaml_files import parse_yaml, read_yaml
+from nlpkd.utils.disk.yaml_files import parse_yaml, read_yaml
 
 
 @pytest.mark.parametrize("word", ["yes", "no", "on", "off", "Yes", "NO", "y", "n", "trueish"])

@@ -15,7 +15,7 @@ from datasets import Dataset
 from nlpkd.data.columns import DOCUMENT
 from nlpkd.data.splits.hashes import text_hashes
 from nlpkd.data.windows import one_row_a_document
-from nlpkd.utils.files import explain_damage, write_json
+from nlpkd.utils.disk.files import explain_damage, write_json
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from nlpkd.utils.links import inside, refuse_links
+from nlpkd.utils.disk.links import inside, refuse_links
 
 # An entry `location` of a tensor whose numbers lie in another file: key, tag and length of the file's name. The
 # package onnx, which not everybody has who loads such files, writes and reads it so.

@@ -13,8 +13,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import has_file
 
-from nlpkd.utils.files import TOKENIZER
-from nlpkd.utils.fingerprints import is_foreign, tokenizer_state
+from nlpkd.utils.disk.files import TOKENIZER
+from nlpkd.utils.fingerprints import tokenizer_state
+from nlpkd.utils.object_hashes import is_foreign
 
 logger = logging.getLogger(__name__)
 

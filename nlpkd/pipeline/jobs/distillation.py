@@ -54,7 +54,7 @@ from nlpkd.teachers.base import LabelingTeacher
 from nlpkd.teachers.compatibility import refuse_other_task
 from nlpkd.utils.hub_requests import limit_hub_requests
 from nlpkd.utils.packages import require
-from nlpkd.utils.processes import quiet
+from nlpkd.utils.progress import quiet
 
 
 def prepare_job(

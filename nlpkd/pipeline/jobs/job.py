@@ -42,8 +42,8 @@ from nlpkd.training.publishing import describe_data, describe_training, measurem
 from nlpkd.training.rehearsal import rehearse_loss, rows_to_try
 from nlpkd.training.resuming import Training, resumes, settings_beside, settings_of_stages, stage_folder, train_once
 from nlpkd.training.trainer import DistillationTrainer
-from nlpkd.utils.files import numbered_folders, weights_sha256
-from nlpkd.utils.processes import phase, quiet
+from nlpkd.utils.disk.files import numbered_folders, weights_sha256
+from nlpkd.utils.progress import phase, quiet
 from nlpkd.utils.provenance import command_line, now
 from nlpkd.utils.randomness import random_state_kept
 

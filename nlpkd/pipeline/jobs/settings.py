@@ -9,7 +9,7 @@ from typing import Any
 from nlpkd.config import DistillationConfig
 from nlpkd.data.sources import Source, refuse_as_output
 from nlpkd.evaluation.report import JSON_NAME
-from nlpkd.utils.locks import refuse_unfit_folder
+from nlpkd.utils.disk.locks import refuse_unfit_folder
 from nlpkd.utils.randomness import check_num_seeds
 
 

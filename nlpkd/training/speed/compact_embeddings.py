@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nlpkd.models.structure import all_parameters, input_table
-from nlpkd.utils.fingerprints import is_foreign
+from nlpkd.utils.object_hashes import is_foreign
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from nlpkd.training.loss import DistillationLoss
 from nlpkd.training.speed.compact_embeddings import CompactTraining, compact_training, has_own_table
 from nlpkd.training.speed.cuda_graphs import CudaGraphs, can_be_recorded
 from nlpkd.training.speed.recorded_steps import RecordedClipping
-from nlpkd.utils.fingerprints import is_foreign
+from nlpkd.utils.object_hashes import is_foreign
 
 CACHED_TEACHER = "cached teacher"
 """The teacher is run once on every row, before the training."""

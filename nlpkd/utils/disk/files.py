@@ -15,8 +15,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from nlpkd.utils.full_disk import MODEL_NOT_SAVED, NOT_WRITTEN, explain_full_disk
-from nlpkd.utils.links import inside, is_snapshot, move_into
+from nlpkd.utils.disk.full_disk import MODEL_NOT_SAVED, NOT_WRITTEN, explain_full_disk
+from nlpkd.utils.disk.links import inside, is_snapshot, move_into
 
 CHECKSUMS = "checksums.json"
 """Size and SHA-256 of a folder's files, written last: `{"files": {NAME: {"bytes": .., "sha256": ..}}}`."""

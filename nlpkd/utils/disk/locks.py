@@ -14,9 +14,9 @@ from accelerate import PartialState
 from datasets import disable_progress_bars
 from filelock import FileLock, Timeout
 
+from nlpkd.utils.disk.files import NUMBERED, remove_leftovers
+from nlpkd.utils.disk.links import refuse_links
 from nlpkd.utils.field_types import plain_arguments
-from nlpkd.utils.files import NUMBERED, remove_leftovers
-from nlpkd.utils.links import refuse_links
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from nlpkd.models.ensemble import TeacherEnsemble
-from nlpkd.utils.fingerprints import Hasher, UnhashableError, hash_configuration, hash_in_run, hash_weights
+from nlpkd.utils.object_hashes import Hasher, UnhashableError, hash_configuration, hash_in_run, hash_weights
 
 FAMILIES = [bert, distilbert, electra, llama, modernbert, roberta]
 
