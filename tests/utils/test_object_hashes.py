@@ -243,7 +243,7 @@ def test_an_adapter_that_was_saved_and_loaded_is_the_same(tmp_path):
 
 ELSEWHERE = """
 import json, sys
-from test_fingerprints import FAMILIES, HELD, Odd, hash_configuration
+from test_object_hashes import FAMILIES, HELD, Odd, hash_configuration
 held = {kind: hash_configuration(Odd(held=make(2.0))) for kind, make in HELD.items()}
 json.dump(held | {family.__name__: hash_configuration(family()) for family in FAMILIES}, open(sys.argv[1], "w"))
 """
