@@ -32,13 +32,12 @@ from nlpkd.serving.cascade import (
     CascadeRecord,
     confidence,
     folder_of_student,
-    refuse_other_tasks,
     scores,
     served_files,
 )
 from nlpkd.serving.classifier import Fallback, load
 from nlpkd.serving.threshold import CERTAINTY, candidates, choose_threshold, refuse_too_few_rows
-from nlpkd.tasks import SINGLE_LABEL
+from nlpkd.tasks import SINGLE_LABEL, refuse_other_than_one_class
 from nlpkd.teachers.base import FunctionTeacher, LabelingTeacher
 from nlpkd.utils.disk.locks import only_writer
 from nlpkd.utils.field_types import check_share, plain_arguments
@@ -109,7 +108,7 @@ def cascade(
             "model or a function are not: leave them out"
         )
     small = load(folder, trust_remote_code=trust_remote_code)
-    refuse_other_tasks(small.model.config)
+    refuse_other_than_one_class(small.model.config, "a cascade")
     large = Fallback(teacher, trust_remote_code, batch_size, answers, limits)
     asked = large.in_words_of(small.model.config)
 

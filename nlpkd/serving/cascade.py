@@ -19,7 +19,7 @@ from nlpkd.labelling.answers import NoneAnswered
 from nlpkd.models.limits import refuse_other_than_name
 from nlpkd.models.onnx_classifier import OnnxClassifier, config_sha256
 from nlpkd.serving.texts import READING, as_texts
-from nlpkd.tasks import SINGLE_LABEL, task_of
+from nlpkd.tasks import refuse_other_than_one_class
 from nlpkd.utils.disk.files import TOKENIZER, digest_of, explain_damage, weights_sha256, write_json
 from nlpkd.utils.object_hashes import Hasher
 
@@ -305,22 +305,6 @@ class Cascade:
         return answers
 
 
-def refuse_other_tasks(config: Any) -> None:
-    """Refuse a model that does not give a text one of several classes.
-
-    Args:
-        config: the model's.
-
-    Raises:
-        ValueError: if its task is another one.
-    """
-    if config.num_labels < 2 or task_of(config) not in (None, SINGLE_LABEL):
-        raise ValueError(
-            f"a cascade needs a model with one class a text, and this one has {config.num_labels} outputs, "
-            f"problem_type {config.problem_type!r}"
-        )
-
-
 def scores(classifier: Any, texts: list[Any], **settings: Any) -> tuple[list[str], np.ndarray]:
     """Return a classifier's labels, sorted, and its logits of texts, `(texts, classes)`.
 
@@ -333,7 +317,7 @@ def scores(classifier: Any, texts: list[Any], **settings: Any) -> tuple[list[str
         ValueError: if its task is not one class a text.
     """
     config = classifier.model.config
-    refuse_other_tasks(config)
+    refuse_other_than_one_class(config, "a cascade")
     # Sorted, so that sums over classes are rounded alike whatever order a model has.
     labels = sorted(config.id2label[number] for number in range(config.num_labels))
     found = classifier(texts, top_k=None, function_to_apply="none", **settings)

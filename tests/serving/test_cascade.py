@@ -177,6 +177,26 @@ def test_a_student_of_another_task_is_refused_before_any_row_is_read(models, tok
         nlpkd.cascade(tmp_path, models / "teacher", "no such rows", **{kind: 0.9})
 
 
+@pytest.mark.parametrize("is_a_model", [True, False])
+def test_a_teacher_of_several_labels_is_refused_before_it_is_asked(student, tokenizer, tmp_path, is_a_model):
+    def never(some):
+        raise AssertionError("it was asked")
+
+    task = "multi_label_classification"
+    teacher = FunctionTeacher(never, ["neg", "pos"], name="several", problem_type=task)
+    nlpkd.cascade(student, student.parent / "teacher", texts(), target_agreement=0.5)
+    if is_a_model:
+        teacher = tmp_path
+        tiny_bert(layers=1, problem_type=task, **NAMES).save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+    for use in (
+        lambda: nlpkd.cascade(student, teacher, "no such rows", target_agreement=0.9),
+        lambda: nlpkd.load(student, fallback=teacher),
+    ):
+        with pytest.raises(ValueError, match=f"a cascade needs .* one class a text, and .* 2 outputs, .*'{task}'"):
+            use()
+
+
 @pytest.mark.parametrize(
     ("label", "message"),
     [
