@@ -64,6 +64,24 @@ def task_of(config: Any) -> str | None:
     return getattr(config, "problem_type", None) or (REGRESSION if only_one else None)
 
 
+def refuse_other_than_one_class(model: Any, wanted: str, name: str = "this one") -> None:
+    """Refuse what does not give a text one of several classes, where no other task makes sense.
+
+    Args:
+        model: the config of a model, or one of `nlpkd.teachers`.
+        wanted: what needs one class a text, as the refusal begins.
+        name: of the model.
+
+    Raises:
+        ValueError: if its task is another one.
+    """
+    outputs, task = len(model.classes) if hasattr(model, "classes") else model.num_labels, task_of(model)
+    if outputs < 2 or task not in (None, SINGLE_LABEL):
+        raise ValueError(
+            f"{wanted} needs a model with one class a text, and {name} has {outputs} outputs, problem_type {task!r}"
+        )
+
+
 def fill_in_task(config: Any) -> None:
     """Write the task of a model with one output into its config, which others take for a probability if it says none.
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.nn.modules.module import register_module_forward_hook
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizer, PreTrainedTokenizerFast
 
 from nlpkd.evaluation.origin import RunRecord, TaskRecord
 from nlpkd.evaluation.records import Candidate, Interval
@@ -113,6 +115,33 @@ def raw_rows(rows: int, seed: int = 0, names: tuple[str, ...] = ("neg", "pos")) 
     texts, labels = sentences(rows, seed)
     features = Features({"text": Value("string"), "label": ClassLabel(names=list(names))})
     return Dataset.from_dict({"text": texts, "label": labels}, features=features)
+
+
+def masking_tokenizers() -> dict[str, PreTrainedTokenizerFast]:
+    """Tokenizers of such texts by their algorithm, each of which has a mask token of its own."""
+    usual: dict = {"show_progress": False, "vocab_size": 400}
+    made = {}
+    for algorithm, model, trainer, splitting, decoder, mask in (
+        ("WordPiece", models.WordPiece(unk_token="<unk>"), trainers.WordPieceTrainer,
+         pre_tokenizers.BertPreTokenizer(), decoders.WordPiece(), "[MASK]"),
+        ("BPE", models.BPE(), partial(trainers.BpeTrainer, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()),
+         pre_tokenizers.ByteLevel(add_prefix_space=True), decoders.ByteLevel(), AddedToken("<mask>", lstrip=True)),
+        ("Unigram", models.Unigram(), partial(trainers.UnigramTrainer, unk_token="<unk>"),
+         pre_tokenizers.Metaspace(), decoders.Metaspace(), "<<mask>>"),
+    ):  # fmt: skip
+        backend = Tokenizer(model)
+        backend.pre_tokenizer, backend.decoder = splitting, decoder
+        roles = {"pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<s>", "sep_token": "</s>"}
+        backend.train_from_iterator(
+            [*sentences(300)[0], "[ MASK ] < mask >"], trainer(special_tokens=[*roles.values(), mask], **usual)
+        )
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", 2), ("</s>", 3)]
+        )
+        made[algorithm] = PreTrainedTokenizerFast(
+            tokenizer_object=backend, mask_token=mask, model_max_length=64, **roles
+        )
+    return made
 
 
 def fine_tuned_teacher(folder: Path, tokenizer: BertTokenizer, layers: int = 4) -> Path:

@@ -55,7 +55,8 @@ class MaskingAndNGrams:
     would be left stays as it is.
 
     Args:
-        tokenizer: the teacher's, for its mask token.
+        tokenizer: the teacher's, for its mask token. `nlpkd.load_text_classification` has each tokenizer read it in
+            training rows as its own.
         mask_probability: of masking a word.
         ngram_probability: of keeping no more than a run of words.
 
@@ -69,7 +70,7 @@ class MaskingAndNGrams:
     ):
         check_share("mask_probability", mask_probability, none=True, whole=True)
         check_share("ngram_probability", ngram_probability, none=True, whole=True)
-        self.mask_token = _mask_token(tokenizer)
+        self.mask_token = mask_token_of(tokenizer)
         self.mask_probability, self.ngram_probability = mask_probability, ngram_probability
 
     def variants(self, texts: Sequence[str], draws: Draws) -> Iterator[list[str]]:
@@ -258,7 +259,7 @@ class MaskedLanguageModel(WordReplacement):
                 f"The tokenizer has {len(tokenizer)} tokens, the model {model.config.vocab_size}: load both from the "
                 "same place."
             )
-        _mask_token(tokenizer)
+        mask_token_of(tokenizer)
         longest = min(tokenizer.model_max_length, positions_of(model.config) or LONGEST_TEXT, LONGEST_TEXT)
         super().__init__(tokenizer, replace_probability, top_k, longest)
         check_range("batch_size", batch_size, 1)
@@ -315,9 +316,13 @@ def _is_word(text: str) -> bool:
     return bool(text) and all(unicodedata.category(letter)[0] in "LMN" for letter in text)
 
 
-def _mask_token(tokenizer: PreTrainedTokenizerBase) -> str:
+def mask_token_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a tokenizer's mask token, or refuse one that has none."""
     if tokenizer.mask_token is None:
-        raise ValueError(f"{tokenizer.name_or_path or type(tokenizer).__name__} has no mask token: use one that has.")
+        raise ValueError(
+            f"{tokenizer.name_or_path or type(tokenizer).__name__} has no mask token, as which masked words are read: "
+            "use one that has, or a way to make text that masks no words, such as 'constituents'."
+        )
     return str(tokenizer.mask_token)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from datasets import concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from nlpkd.augment.augmenters import Augmenter
+from nlpkd.augment.augmenters import Augmenter, MaskingAndNGrams, mask_token_of
 from nlpkd.augment.lengths import follow_lengths
 from nlpkd.augment.rows import variants_of
 from nlpkd.augment.ways import check_way, copies_of
@@ -82,7 +82,8 @@ def with_more_text(
         The splits, "train" with more rows.
 
     Raises:
-        ValueError: as for `nlpkd.augment.augment` and `nlpkd.augment.follow_lengths`.
+        ValueError: as for `nlpkd.augment.augment` and `nlpkd.augment.follow_lengths`, and for a tokenizer without a
+            mask token where words are masked.
     """
     if args.augment is None:
         return data
@@ -91,11 +92,16 @@ def with_more_text(
     # Variants of the training rows' texts, as long as other texts are where these are given.
     train, names = data["train"], data.text_columns
     others = [data[split] for split in data if split != "train"]
-    made = variants_of(train, augmenter(), names, copies=copies_of(args), seed=args.seed, exclude=others)
+    maker = augmenter()
+    if isinstance(maker, MaskingAndNGrams):
+        for tokenizer in tokenizers:
+            mask_token_of(tokenizer)
+    made = variants_of(train, maker, names, copies=copies_of(args), seed=args.seed, exclude=others)
     if like is not None:
         made = follow_lengths(made, like, names, args.seed)
     # The columns of tokenised rows, with the mark that a row without a label has in this task.
     encode = TextEncoder(Columns(data.text_column, data.text_pair_column, "labels"), tokenizers, data.max_length)
+    encode = encode.for_training()
     tokenised = made.map(encode, batched=True, desc="Tokenising more text")
     several, score = data.problem_type == MULTI_LABEL, data.problem_type == REGRESSION
     mark = [float(UNLABELLED)] * data.num_labels if several else math.nan if score else UNLABELLED

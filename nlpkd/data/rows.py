@@ -328,4 +328,6 @@ def measured_split(splits: Mapping[str, Any]) -> str:
     for name in ("test", "validation"):
         if name in splits:
             return name
-    raise ValueError("there are no held-out rows to measure on: give validation=, or validation_split=0.1")
+    raise ValueError(
+        "there are no held-out rows, which a training is measured on: give validation=, or validation_split=0.1"
+    )

@@ -305,7 +305,7 @@ def _stream_train(
     max_length = resolve_max_length(asked.max_length, tokenizers, columns.text_pair is not None)
     encode = TextEncoder(columns, tokenizers, max_length)
     # Read the train file through; its labels, together with the other splits', settle the classes.
-    stream = TextStream.from_file(train, columns, encode, asked, _select_columns(splits, columns))
+    stream = TextStream.from_file(train, columns, encode.for_training(), asked, _select_columns(splits, columns))
     _tell_kind(name, columns, SINGLE_LABEL, stream.summary.reason)
     truncated = _report_truncated(stream.summary.truncated, "train", len(stream), max_length, "train")
     splits = stream.summary.held_out
@@ -363,9 +363,10 @@ def _tokenise(splits: DatasetDict, encode: TextEncoder, alone: bool = False) -> 
     tokenised, truncated = DatasetDict(), dict[str, int]()
     for split, data in splits.items():
         called = "data" if alone else split
-        tokenised[split] = data.map(encode, batched=True, desc=f"Tokenising {called}")
-        counts = encode.truncated_of(tokenised[split])
-        truncated |= _report_truncated(counts, split, len(data), encode.max_length, called)
+        own = encode.for_training() if called == "train" else encode
+        tokenised[split] = data.map(own, batched=True, desc=f"Tokenising {called}")
+        counts = own.truncated_of(tokenised[split])
+        truncated |= _report_truncated(counts, split, len(data), own.max_length, called)
     return tokenised, truncated
 
 

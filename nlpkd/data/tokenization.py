@@ -302,27 +302,52 @@ def resolve_max_length(
     return asked
 
 
+def _mask_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    return getattr(tokenizer, "mask_token", None)
+
+
 class TextEncoder:
     """Turns texts into every tokenizer's columns and the student's lengths; see `nlpkd.data.streaming.Encoder`."""
 
     def __init__(self, columns: Columns, tokenizers: Sequence[PreTrainedTokenizerBase], max_length: int):
         self.names, self.max_length = columns.texts, max_length
+        self.masks: list[str] = []
         # A BERT teacher needs the segments of a pair even where the student's tokenizer leaves them out.
         self.segments = True if columns.text_pair else None
         self.tokenizers: dict[str, PreTrainedTokenizerBase] = {}
         for prefix, tokenizer in zip(column_prefixes(tokenizers[0], tokenizers), tokenizers, strict=True):
             self.tokenizers.setdefault(prefix, tokenizer)
 
+    def for_training(self) -> TextEncoder:
+        """Return one for rows to learn from, of which each tokenizer reads a masked word as its own mask token.
+
+        Such words have the mask token of one of them (`nlpkd.augment.MaskingAndNGrams`), which the others would read
+        as several signs. A tokenizer that has no mask token reads the text as it is, and so are measured rows read, as
+        they are served.
+        """
+        own = copy.copy(self)
+        masks = {_mask_token(tokenizer) for tokenizer in self.tokenizers.values()} - {None}
+        # The longest first, since one may be a part of another.
+        own.masks = sorted(map(str, masks), key=lambda mask: (-len(mask), mask))
+        return own
+
+    def _texts(self, tokenizer: PreTrainedTokenizerBase, batch: Mapping[str, list]) -> list[list[str]]:
+        """Return the texts as a tokenizer is to read them, a list a column."""
+        texts, mask = [batch[name] for name in self.names], _mask_token(tokenizer)
+        if mask is None or len(self.masks) < 2:
+            return texts
+        masks = re.compile("|".join(map(re.escape, self.masks)))
+        return [[masks.sub(lambda _: mask, text) for text in column] for column in texts]
+
     def __call__(self, batch: Mapping[str, list]) -> dict[str, list]:
         """Return the rows' token columns, truncated, and `length`, the student's."""
-        texts = [batch[name] for name in self.names]
-        if not texts[0]:
+        if not batch[self.names[0]]:
             # Tokenizers take no batch without texts; of a text they make the same columns.
             return {column: [] for column in self({name: [""] for name in self.names})}
         made: dict[str, list] = {}
         for prefix, tokenizer in self.tokenizers.items():
             encoded = tokenizer(
-                *texts,
+                *self._texts(tokenizer, batch),
                 truncation=True,
                 max_length=self.max_length,
                 return_token_type_ids=self.segments,
@@ -333,13 +358,13 @@ class TextEncoder:
 
     def truncated(self, batch: Mapping[str, list]) -> dict[str, int]:
         """Count the rows that lose tokens, by the prefix of the tokenizer's columns."""
-        texts = [batch[name] for name in self.names]
-        if not texts[0]:
+        if not batch[self.names[0]]:
             return dict.fromkeys(self.tokenizers, 0)
-        return {
-            prefix: sum(len(ids) > self.max_length for ids in tokenizer(*texts, verbose=False)["input_ids"])
-            for prefix, tokenizer in self.tokenizers.items()
-        }
+        counts = {}
+        for prefix, tokenizer in self.tokenizers.items():
+            whole = tokenizer(*self._texts(tokenizer, batch), verbose=False)["input_ids"]
+            counts[prefix] = sum(len(ids) > self.max_length for ids in whole)
+        return counts
 
     def truncated_of(self, tokenised: Dataset) -> Counter[str]:
         """Count the rows that lose tokens, by the prefix of the tokenizer's columns."""

@@ -17,6 +17,7 @@ from nlpkd.evaluation.records import (
     METRIC_NAMES,
     Candidate,
     Comparison,
+    Interval,
     Latency,
     SeedSpread,
     format_number,
@@ -35,6 +36,9 @@ INCOMPLETE = "This report is incomplete, since measuring failed: `nlpkd evaluate
 
 
 LABELS_SHOWN = 20
+
+
+_CORRELATIONS = ("pearson", "spearman", "matthews_correlation")
 
 
 _ORIGIN = ("date", "seed", "teacher", "student", "data", "versions", "machine", "settings")
@@ -313,7 +317,7 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
 def _gain(paired: Comparison, headline: str, baseline: str) -> str:
     """Return what the student has over a baseline, and how much of the gap to the teacher that closes."""
     metric = headline_name(headline)
-    return f"Against {baseline} its {metric} is {_points(paired, headline)}.{_gap_closed(paired, metric)}"
+    return f"Against {baseline} its {metric} is {_points(paired, headline)}.{_gap_closed(paired, headline)}"
 
 
 def _points(paired: Comparison, headline: str) -> str:
@@ -322,11 +326,18 @@ def _points(paired: Comparison, headline: str) -> str:
     if headline == "accuracy":
         assert paired.mcnemar_p is not None
         test = f", McNemar p = {format_number(paired.mcnemar_p, '.2g')}"
-    value, low, high = (
-        format_number(100 * each, "+.1f") for each in (difference.value, difference.low, difference.high)
-    )
+    value, interval = _in_words(difference, headline)
     doubt = "" if _significant(paired, headline) else ": on these rows not significant at the 5 % level"
-    return f"{value} points (95 % interval {low} to {high}{test}){doubt}"
+    return f"{value} ({interval}{test}){doubt}"
+
+
+def _in_words(difference: Interval, headline: str) -> tuple[str, str]:
+    """Return a difference and its interval: in points, of a correlation as it is."""
+    scale, form, unit = (1, "+.3f", "") if headline in _CORRELATIONS else (100, "+.1f", " points")
+    value, low, high = (
+        format_number(scale * each, form) for each in (difference.value, difference.low, difference.high)
+    )
+    return f"{value}{unit}", f"95 % interval {low} to {high}"
 
 
 def _significant(paired: Comparison, headline: str) -> bool:
@@ -337,15 +348,16 @@ def _significant(paired: Comparison, headline: str) -> bool:
     return difference.low > 0 or difference.high < 0
 
 
-def _gap_closed(paired: Comparison, metric: str) -> str:
+def _gap_closed(paired: Comparison, headline: str) -> str:
     """Return how much of the gap between no teacher and the teacher is closed; nothing where it is unknown."""
+    metric = headline_name(headline)
     if paired.gap is None:
         return ""
     if paired.gap_closed is None:
-        value, low, high = (format_number(100 * each, "+.1f") for each in astuple(paired.gap))
+        value, interval = _in_words(paired.gap, headline)
         return (
-            f" There is no gap to close: the teacher's {metric} is {value} points from what the same shape has "
-            f"without a teacher (95 % interval {low} to {high})."
+            f" There is no gap to close: the teacher's {metric} is {value} from what the same shape has without a "
+            f"teacher ({interval})."
         )
     value, low, high = (format_number(100 * each, ".0f") for each in astuple(paired.gap_closed))
     return f" It closes {value} % (95 % interval {low} to {high}) of the gap to the teacher."

@@ -35,7 +35,7 @@ from nlpkd.evaluation.report_text import (
     seeds_cells,
 )
 from nlpkd.hub.public_report import public_report
-from nlpkd.tasks import MULTI_LABEL
+from nlpkd.tasks import MULTI_LABEL, REGRESSION
 from nlpkd.utils.packages import pip_install
 
 CARD_METRICS = {
@@ -168,9 +168,13 @@ def _eval_results(student: Candidate, data: DataRecord) -> list[EvalResult]:
 def _introduction(report: EvaluationReport, model_name: str) -> str:
     student, teacher = report.run.student, report.run.teacher
     labels = [escape_markdown(label) for label in report.task.labels]
-    kind = f"a text classifier with {student.layers} layers" if student.layers else "a text classifier"
-    told = f" for {len(labels)} labels ({listed(labels)})" if labels else ""
-    what = f"**{escape_markdown(model_name)}** is {kind}{told}"
+    layers = f" with {student.layers} layers" if student.layers else ""
+    if report.task.problem_type == REGRESSION:
+        kind = f"a model{layers} that gives a text a score"
+    else:
+        told = f" for {len(labels)} labels ({listed(labels)})" if labels else ""
+        kind = f"a text classifier{layers}{told}"
+    what = f"**{escape_markdown(model_name)}** is {kind}"
     teachers = " and ".join(map(_named, _teachers(report.run)))
     source = f"the teacher{'s' if teacher.models else ''} {teachers}" if teacher.name else "a larger teacher"
     return f"# {escape_markdown(model_name)}\n\n{what}, distilled with nlpkd from {source}. {report.verdict()}"

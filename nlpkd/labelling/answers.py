@@ -185,7 +185,7 @@ class AnswerFile:
             later += f", and about {given_up} none does, unless their lines, those with null, are deleted"
         kept = "" if self.path is None else f" {later} (answers: {self.path})."
         logger.warning(
-            "The teacher did not answer %d texts, which are left out: %s%s.%s", len(refused), told, more, kept
+            "The teacher did not answer %d texts, which get no label from it: %s%s.%s", len(refused), told, more, kept
         )
 
     def _ask_for_missing(

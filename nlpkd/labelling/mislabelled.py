@@ -30,7 +30,7 @@ from nlpkd.evaluation.records import percent
 from nlpkd.labelling.costs import Prices, SpendingLimits
 from nlpkd.labelling.rows import answers_beside, asked_probabilities
 from nlpkd.models.source import ModelSource
-from nlpkd.tasks import SINGLE_LABEL, UNLABELLED, is_unlabelled, task_of
+from nlpkd.tasks import SINGLE_LABEL, UNLABELLED, is_unlabelled, refuse_other_than_one_class
 from nlpkd.teachers.base import LabelingTeacher
 from nlpkd.utils.disk.files import atomic_file
 from nlpkd.utils.field_types import plain_arguments
@@ -172,6 +172,7 @@ def check_labels(
             "max_requests, max_cost and prices are of one of nlpkd.teachers whose answers are kept beside the output: "
             "give both, or leave them out"
         )
+    _refuse_other_task(teacher)
     names = teacher.classes if isinstance(teacher, LabelingTeacher) else ()
     rows, split = read_one_split(data, split, how="give its name as split=")
     with without_training_words(rows):
@@ -234,6 +235,15 @@ _WRITERS: Mapping[str, Callable[[Dataset, BinaryIO], int]] = {
 }
 
 
+def _refuse_other_task(teacher: LabelingTeacher | str | Path | None) -> None:
+    """Refuse a teacher that does not give a text one of several classes, before anything is asked of it."""
+    wanted = "a check of labels"
+    if isinstance(teacher, LabelingTeacher):
+        refuse_other_than_one_class(teacher, wanted, str(teacher.describe()["name"]))
+    elif teacher is not None:
+        refuse_other_than_one_class(ModelSource.of(str(teacher), None, False).config(), wanted, str(teacher))
+
+
 def _out_of_fold(texts: Sequence[str], labels: np.ndarray, names: Sequence[str], seed: int) -> np.ndarray:
     """Predict each row by a model of the other folds, `(rows, classes)`."""
     counts = np.bincount(labels, minlength=len(names))
@@ -257,8 +267,6 @@ def _out_of_fold(texts: Sequence[str], labels: np.ndarray, names: Sequence[str],
 def _of_classifier(path: str | Path, texts: Dataset, labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """Predict all rows, of one or two columns, by a fine-tuned classifier: `(rows, classes)` in the names' order."""
     source = ModelSource.of(str(path), None, False)
-    if (task := task_of(source.config())) not in (None, SINGLE_LABEL):
-        raise ValueError(f"labels are checked by a classifier with one class a text, and {path} is for {task}")
     model, tokenizer = source.teacher("float32"), source.tokenizer()
     rows = {name: texts[column][:] for name, column in zip(("text", "text_pair"), texts.column_names, strict=False)}
     rows["label"] = [names[label] for label in labels]

@@ -27,8 +27,8 @@ def cache_for_distillation(args: DistillationConfig, **keywords: Any) -> Dataset
         The training rows with the column `teacher_logits`.
 
     Raises:
-        ValueError: without a teacher, of streamed rows, if several teachers have tokenizers of their own, or if
-            something does not fit.
+        ValueError: without a teacher or the held-out rows that the distillation is measured on, of streamed rows, if
+            several teachers have tokenizers of their own, or if something does not fit.
     """
     data_args, options = DataArguments.split_keywords(keywords)
     job = prepare_job(args, objectives="hinton", data_args=data_args, **options)

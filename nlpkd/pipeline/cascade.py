@@ -32,13 +32,12 @@ from nlpkd.serving.cascade import (
     CascadeRecord,
     confidence,
     folder_of_student,
-    refuse_other_tasks,
     scores,
     served_files,
 )
 from nlpkd.serving.classifier import Fallback, load
 from nlpkd.serving.threshold import CERTAINTY, candidates, choose_threshold, refuse_too_few_rows
-from nlpkd.tasks import SINGLE_LABEL
+from nlpkd.tasks import SINGLE_LABEL, refuse_other_than_one_class
 from nlpkd.teachers.base import FunctionTeacher, LabelingTeacher
 from nlpkd.utils.disk.locks import only_writer
 from nlpkd.utils.field_types import check_share, plain_arguments
@@ -68,7 +67,8 @@ def cascade(
 
     Writes `cascade.json` beside the student; `nlpkd.load(student, fallback=teacher)` then answers by it. What one of
     `nlpkd.teachers` answers is kept beside it too, and is not asked for again; of a function it is not, since nothing
-    tells whether it is still the same. Rows that the teacher does not answer are told, and left out.
+    tells whether it is still the same. Rows that the teacher does not answer are told: with `target_accuracy` the
+    student's answer counts there, as it is served, and with `target_agreement` they are left out.
 
     Args:
         student: the student's folder.
@@ -108,7 +108,7 @@ def cascade(
             "model or a function are not: leave them out"
         )
     small = load(folder, trust_remote_code=trust_remote_code)
-    refuse_other_tasks(small.model.config)
+    refuse_other_than_one_class(small.model.config, "a cascade")
     large = Fallback(teacher, trust_remote_code, batch_size, answers, limits)
     asked = large.in_words_of(small.model.config)
 
@@ -143,23 +143,28 @@ def cascade(
 
     # What both answer
     told = asked(texts)
-    answered = [row for row, each in enumerate(told) if each is not None]
-    texts, theirs = [texts[row] for row in answered], np.array([each[0] for each in told if each is not None])
+    unanswered = sum(each is None for each in told)
+    if kind == "agreement":
+        texts = [text for text, each in zip(texts, told, strict=True) if each is not None]
+        told = [each for each in told if each is not None]
     labels, logits = scores(small, texts, batch_size=batch_size)
     ours = np.array(labels)[logits.argmax(axis=-1)]
     temperature = _fitted_temperature(folder)
     confidences = confidence(logits, temperature)
+    # What the teacher does not answer the student does.
+    served = np.array([mine if each is None else each[0] for mine, each in zip(ours, told, strict=True)])
     if kind == "agreement":
-        right, otherwise = ours == theirs, None
+        right, otherwise = ours == served, None
     else:
-        known = np.array(gold)[answered]
-        right, otherwise = ours == known, theirs == known
+        right, otherwise = ours == np.array(gold), served == np.array(gold)
 
     # The threshold, and the time that it saves
     curve = choose_threshold(confidences, right, otherwise, target)
     if not curve:
         strictest = next(candidates(confidences, right, otherwise, target, CERTAINTY))
         best, whose = (right, "all texts") if otherwise is None else (otherwise, "the teacher alone")
+        if otherwise is not None and unanswered:
+            whose = f"the teacher, with the student's answers on the {unanswered:,} rows that it does not answer"
         raise ValueError(
             f"no threshold could be shown to have {kind} >= {percent(target, 2)} with {percent(CERTAINTY, 0)} "
             f"certainty on {len(texts):,} rows: they are tried from the strictest on until one fails, and already the "
@@ -171,6 +176,7 @@ def cascade(
     record = CascadeRecord(
         threshold=chosen["threshold"], temperature=temperature, kind=kind, target=target, certainty=CERTAINTY,
         found=chosen["found"], low=chosen["low"], answered=chosen["answered"], rows=len(texts),
+        unanswered_rows=unanswered,
         teacher=large.name,
         student_ms=_median_ms(small, texts),
         teacher_ms=None if isinstance(teacher, LabelingTeacher) else _median_ms(lambda text: asked([text]), texts),

@@ -19,7 +19,7 @@ from nlpkd.labelling.answers import NoneAnswered
 from nlpkd.models.limits import refuse_other_than_name
 from nlpkd.models.onnx_classifier import OnnxClassifier, config_sha256
 from nlpkd.serving.texts import READING, as_texts
-from nlpkd.tasks import SINGLE_LABEL, task_of
+from nlpkd.tasks import refuse_other_than_one_class
 from nlpkd.utils.disk.files import TOKENIZER, digest_of, explain_damage, weights_sha256, write_json
 from nlpkd.utils.object_hashes import Hasher
 
@@ -46,6 +46,9 @@ class CascadeRecord:
         low: its lower bound, by Clopper and Pearson.
         answered: the share of the rows that the student answers.
         rows: how many they were.
+        unanswered_rows: how many rows the large model did not answer. With `"accuracy"` they are among `rows`, and the
+            student's answers count there, as they are served; with `"agreement"` they are left out. Earlier versions
+            did not note them, and left them out.
         teacher: name of the large model.
         student_ms: median time of one text, text to label.
         teacher_ms: likewise; None where it was not timed.
@@ -69,6 +72,7 @@ class CascadeRecord:
     curve: list[dict[str, float]]
     student_files: dict[str, str]
     teacher_files: dict[str, str] = field(default_factory=dict)
+    unanswered_rows: int = 0
 
     def save(self, folder: Path) -> Path:
         """Write the record beside the student, and return its path."""
@@ -88,8 +92,8 @@ class CascadeRecord:
             raise ValueError(f"{folder} has no {CASCADE_NAME}, which says when to ask the fallback: run nlpkd cascade")
         with explain_damage(path, "choose the threshold again with nlpkd cascade"):
             entry = json.loads(path.read_text(encoding="utf-8"))
-            # Earlier versions did not note the teacher's files.
-            entry = {"teacher_files": {}} | entry
+            # Earlier versions did not note the teacher's files, nor the rows that it did not answer.
+            entry = {"teacher_files": {}, "unanswered_rows": 0} | entry
             record = cls(**{each.name: entry[each.name] for each in fields(cls)})
             if not (0 <= record.threshold <= 1 and record.temperature > 0):
                 raise ValueError(f"threshold {record.threshold} or temperature {record.temperature} is out of range")
@@ -159,10 +163,19 @@ class CascadeRecord:
                 f", the teacher {self.teacher_ms:.2f} ms and the cascade {mean:.2f} ms on average, "
                 f"{self.teacher_ms / mean:.1f} times as fast as the teacher"
             )
+        unanswered = ""
+        if self.unanswered_rows:
+            told = (
+                "they are left out, and nothing is known of such texts"
+                if self.kind == "agreement"
+                else "the student's answers count there, as they are served"
+            )
+            unanswered = f" Texts that the teacher did not answer: {self.unanswered_rows:,}; {told}."
         return (
             f"The student answers {percent(self.answered)} of {self.rows:,} texts itself, where its probability is at "
             f"least {self.threshold:.4f}; {percent(self.found, 2)} {of}, with {percent(self.certainty, 0)} certainty "
-            f"at least {percent(self.low, 2)} (target {percent(self.target, 2)}). {times}."
+            f"at least {percent(self.low, 2)} (target {percent(self.target, 2)}).{unanswered} "
+            f"{times}."
         )
 
     def to_text(self) -> str:
@@ -292,22 +305,6 @@ class Cascade:
         return answers
 
 
-def refuse_other_tasks(config: Any) -> None:
-    """Refuse a model that does not give a text one of several classes.
-
-    Args:
-        config: the model's.
-
-    Raises:
-        ValueError: if its task is another one.
-    """
-    if config.num_labels < 2 or task_of(config) not in (None, SINGLE_LABEL):
-        raise ValueError(
-            f"a cascade needs a model with one class a text, and this one has {config.num_labels} outputs, "
-            f"problem_type {config.problem_type!r}"
-        )
-
-
 def scores(classifier: Any, texts: list[Any], **settings: Any) -> tuple[list[str], np.ndarray]:
     """Return a classifier's labels, sorted, and its logits of texts, `(texts, classes)`.
 
@@ -320,7 +317,7 @@ def scores(classifier: Any, texts: list[Any], **settings: Any) -> tuple[list[str
         ValueError: if its task is not one class a text.
     """
     config = classifier.model.config
-    refuse_other_tasks(config)
+    refuse_other_than_one_class(config, "a cascade")
     # Sorted, so that sums over classes are rounded alike whatever order a model has.
     labels = sorted(config.id2label[number] for number in range(config.num_labels))
     found = classifier(texts, top_k=None, function_to_apply="none", **settings)

@@ -31,7 +31,7 @@ from nlpkd.models.structure import readable, refuse_other_than_plain
 from nlpkd.serving.cascade import Cascade, CascadeRecord, folder_of_student, scores, served_files
 from nlpkd.serving.one_text import OneText, one_text
 from nlpkd.serving.texts import READING, as_texts
-from nlpkd.tasks import MULTI_LABEL, task_of
+from nlpkd.tasks import MULTI_LABEL, refuse_other_than_one_class, task_of
 from nlpkd.teachers.base import LabelingTeacher
 from nlpkd.teachers.compatibility import refuse_unknown_token
 from nlpkd.utils.field_types import check_counts, plain_arguments, plain_numbers
@@ -274,7 +274,7 @@ def load(
     Raises:
         ValueError: if there is no such path or file, the ONNX file was made from other weights than those beside it,
             threads are asked of PyTorch, `cascade.json` was chosen on another file or other weights of student or
-            fallback, or the fallback has other classes.
+            fallback, or the fallback has other classes or another task.
         OSError: if the repository can't be had.
         ImportError: if there is an ONNX file and ONNX Runtime is not installed.
     """
@@ -327,6 +327,9 @@ class Fallback:
         name: of the teacher.
         files: the SHA-256 of the files that it is served from, by name; none where nobody knows.
         classes: its classes.
+
+    Raises:
+        ValueError: if its task is not one class a text.
     """
 
     def __init__(
@@ -341,9 +344,11 @@ class Fallback:
         self.files: dict[str, str] = {}
         if isinstance(teacher, LabelingTeacher):
             self.name, self.classes = str(teacher.describe()["name"]), Classes.of(teacher.classes)
+            refuse_other_than_one_class(teacher, "a cascade", self.name)
             return
         self._large: Any = load(teacher, trust_remote_code=trust_remote_code)
         self.name, self.files = str(teacher), served_files(self._large, Path(teacher))
+        refuse_other_than_one_class(self._large.model.config, "a cascade", self.name)
         self.classes = Classes.of(self._large.model.config.id2label)
 
     def in_words_of(self, student_config: Any) -> Callable[..., list[tuple[str, float] | None]]:

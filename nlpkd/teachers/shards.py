@@ -135,6 +135,8 @@ class ShardFolder:
 
     def problem(self, path: Path) -> str | None:
         """Check a shard's bytes against its checksum, then its origin; return what is wrong, or None."""
+        if not path.is_file():
+            return f"{path} is no file"
         match, digest = _NAME.fullmatch(path.name), digest_of(path)[:16]
         if match is None or digest != match[2]:
             return f"{path} is damaged: its checksum is {digest}"

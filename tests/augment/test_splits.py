@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from itertools import permutations
 
 import pytest
 from datasets import Dataset, DatasetDict
-from samples import QUIET, WORDS, raw_rows, tiny_bert
+from samples import QUIET, WORDS, masking_tokenizers, raw_rows, tiny_bert
 from transformers import BertTokenizer
 
 from nlpkd import DistillationTrainer, distill, load_text_classification, train_teacher
-from nlpkd.augment import EmbeddingNeighbours
+from nlpkd.augment import EmbeddingNeighbours, make_augmenter
 from nlpkd.augment.near_duplicates import similarity
 from nlpkd.augment.splits import read_texts, with_more_text
 from nlpkd.objectives import ForwardKLLoss, Stage
@@ -22,6 +23,11 @@ TEXTS = raw_rows(40, seed=5)["text"][:]
 def _fresh_cache(tmp_path, monkeypatch):
     """Make the rows anew in each test."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture(scope="module")
+def tokenizers():
+    return masking_tokenizers()
 
 
 def longer(settings, data, tokenizer, *others, **given):
@@ -81,6 +87,32 @@ def test_the_rows_are_tokenised_for_the_teacher_too_and_cut_rows_are_counted(set
     cut = sum(len(tokenizer(text)["input_ids"]) > 8 for text in both["train"]["text"])
     assert both.truncated["train"] == both.truncated["teacher_train"] == cut > data.truncated["train"] > 0
     assert both.truncated["validation"] == data.truncated["validation"]
+
+
+@pytest.mark.parametrize("way", ["masking", "ngrams"])
+@pytest.mark.parametrize(("student", "teacher"), [*permutations(["WordPiece", "BPE", "Unigram"], 2)])
+def test_each_tokenizer_reads_a_masked_word_as_its_own_mask_token(settings, tokenizers, way, student, teacher):
+    own, other = tokenizers[student], tokenizers[teacher]
+    data = load_text_classification(raw_rows(20, seed=5), tokenizer=own, teacher_tokenizer=other)
+    args = settings(augment=way, augment_copies=2)
+    make = lambda: make_augmenter(way, tiny_bert(), other)  # noqa: E731
+    made = with_more_text(data, args, make, [own, other])["train"].select(range(20, 40))
+    for row in made:
+        masks = row["text"].count(other.mask_token)
+        assert row["input_ids"].count(own.mask_token_id) == masks
+        assert row["teacher_input_ids"].count(other.mask_token_id) == masks
+        rest = [number for number in row["input_ids"] if number != own.mask_token_id]
+        assert set(own.decode(rest, skip_special_tokens=True).split()) <= set(WORDS)
+    assert any(other.mask_token in text for text in made["text"])
+
+
+def test_words_are_not_masked_for_a_tokenizer_without_a_mask_token(settings, tokenizers):
+    without, other = masking_tokenizers()["BPE"], tokenizers["WordPiece"]
+    without.mask_token = None
+    data = load_text_classification(raw_rows(20, seed=5), tokenizer=without, teacher_tokenizer=other)
+    make = lambda: make_augmenter("masking", tiny_bert(), other)  # noqa: E731
+    with pytest.raises(ValueError, match="has no mask token, .* such as 'constituents'"):
+        with_more_text(data, settings(augment="masking"), make, [without, other])
 
 
 def test_no_row_is_made_that_nearly_equals_one_that_is_evaluated(settings, tokenizer):

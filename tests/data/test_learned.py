@@ -112,6 +112,13 @@ def test_each_model_is_told_once_in_the_same_words(tmp_path, caplog):
     assert entries == {"learned_rows": 40, "teacher_learned_rows": 80, "learned_estimates": ["teacher_learned_rows"]}
 
 
+def test_rows_that_are_measured_are_not_called_training_rows_where_nothing_names_their_split(tmp_path, caplog):
+    LearnedTexts.of(numbered(0, 40), ["text"]).save(tmp_path)
+    count_remembered(numbered(0, 80), ["text"], "train", {"student": tmp_path})
+    assert "40 of the 80 measured texts (50 %) are training texts of the student too: " in caplog.text
+    assert "train split" not in caplog.text
+
+
 def test_a_damaged_file_is_named_and_one_of_an_earlier_model_goes(tmp_path):
     (tmp_path / LEARNED_NAME).write_text('{"texts": 3, "smallest": "x"}')
     with pytest.raises(ValueError, match="learned_texts.json"):

@@ -146,6 +146,17 @@ def test_the_verdict_compares_with_teacher_and_baseline(report):
     assert "# Evaluation report\n\n" + verdict in report.to_markdown()
 
 
+@pytest.mark.parametrize("metric", ["pearson", "spearman", "matthews_correlation"])
+def test_a_correlation_is_told_as_it_is_and_not_in_points(report, metric):
+    quality = {metric: Interval(0.959, 0.9, 0.98)}
+    candidates = {name: replace(each, quality=quality) for name, each in report.candidates.items()}
+    paired = Comparison({metric: Interval(0.401, 0.3, 0.5)}, gap=Interval(-0.0125, -0.2, 0.1))
+    told = replace(report, task=replace(report.task, headline=metric), candidates=candidates)
+    verdict = replace(told, comparisons={"student_vs_no_teacher": paired}).verdict()
+    assert "is +0.401 (95 % interval +0.300 to +0.500)." in verdict and "points" not in verdict
+    assert "is -0.013 from what the same shape has without a teacher (95 % interval -0.200 to +0.100)." in verdict
+
+
 def test_the_verdict_says_so_when_the_difference_is_not_significant_or_negative(report):
     paired = Comparison({"accuracy": Interval(-0.004, -0.02, 0.012)}, mcnemar_p=0.4)
     verdict = replace(report, comparisons={"student_vs_baseline": paired}).verdict()

@@ -56,6 +56,15 @@ def report(**run: Any) -> EvaluationReport:
     )
 
 
+@pytest.mark.parametrize(("layers", "with_layers"), [(3, " with 3 layers"), (None, "")])
+def test_a_model_that_gives_scores_is_called_so(layers, with_layers):
+    scores = TaskRecord("regression", headline="pearson", labels=["LABEL_0"], rows=60)
+    told = replace(report(student={"name": "layers:3", "layers": layers}), task=scores)
+    card = str(build_model_card(told, model_name="alice/student"))
+    assert f"**alice/student** is a model{with_layers} that gives a text a score, distilled" in card
+    assert "LABEL_0" not in card.split("## ")[0]
+
+
 def metadata(report: EvaluationReport, path: Path) -> dict[str, Any]:
     build_model_card(report, model_name="alice/student").save(path)
     loaded = metadata_load(path)

@@ -209,19 +209,21 @@ def test_the_rows_that_are_checked_are_not_overwritten(tmp_path):
     assert file.read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    ("settings", "task"),
-    [
-        ({"num_labels": 1}, "regression"),
-        ({"problem_type": "multi_label_classification"}, "multi_label_classification"),
-    ],
-)
-def test_a_classifier_of_another_task_is_refused(tmp_path, tokenizer, settings, task):
-    tiny_bert(**settings).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+def never(texts):
+    raise AssertionError("it was asked")
+
+
+@pytest.mark.parametrize("task", ["regression", "multi_label_classification"])
+@pytest.mark.parametrize("is_a_model", [True, False])
+def test_a_teacher_of_another_task_is_refused_before_it_is_asked(tmp_path, tokenizer, task, is_a_model):
+    teacher = FunctionTeacher(never, ["neg", "pos"], name="several", problem_type=task)
+    if is_a_model:
+        tiny_bert(num_labels=1 if task == "regression" else 2, problem_type=task).save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+        teacher = tmp_path
     rows = [{"text": "good", "label": "neg"}, {"text": "bad", "label": "pos"}]
-    with pytest.raises(ValueError, match=f"one class a text, and .* is for {task}"):
-        check_labels(rows, tmp_path)
+    with pytest.raises(ValueError, match=f"a check of labels needs .* one class a text, and .* problem_type '{task}'"):
+        check_labels(rows, teacher)
 
 
 def test_rows_that_the_teacher_does_not_answer_are_told_and_not_judged(tmp_path, caplog):

@@ -39,6 +39,12 @@ def test_a_distillation_takes_the_outputs_that_were_kept_for_it(teacher, tmp_pat
     assert "Training" in (tmp_path / "student" / "report.html").read_text()
 
 
+def test_rows_without_held_out_ones_are_refused_in_words_that_fit_a_run_that_measures_nothing(teacher, tmp_path):
+    args = DistillationConfig(output_dir=str(tmp_path), **QUICK)
+    with pytest.raises(ValueError, match="no held-out rows, which a training is measured on: give validation="):
+        cache_for_distillation(args, teacher=str(teacher), student="layers:1", train=raw_rows(40))
+
+
 def test_the_average_of_several_teachers_is_kept_and_taken(teacher, tokenizer, tmp_path, caplog):
     names = {"id2label": {0: "pos", 1: "neg"}, "label2id": {"pos": 0, "neg": 1}}
     second = tiny_bert(initializer_range=0.5, seed=7, **names).eval()

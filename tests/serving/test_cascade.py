@@ -177,6 +177,26 @@ def test_a_student_of_another_task_is_refused_before_any_row_is_read(models, tok
         nlpkd.cascade(tmp_path, models / "teacher", "no such rows", **{kind: 0.9})
 
 
+@pytest.mark.parametrize("is_a_model", [True, False])
+def test_a_teacher_of_several_labels_is_refused_before_it_is_asked(student, tokenizer, tmp_path, is_a_model):
+    def never(some):
+        raise AssertionError("it was asked")
+
+    task = "multi_label_classification"
+    teacher = FunctionTeacher(never, ["neg", "pos"], name="several", problem_type=task)
+    nlpkd.cascade(student, student.parent / "teacher", texts(), target_agreement=0.5)
+    if is_a_model:
+        teacher = tmp_path
+        tiny_bert(layers=1, problem_type=task, **NAMES).save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+    for use in (
+        lambda: nlpkd.cascade(student, teacher, "no such rows", target_agreement=0.9),
+        lambda: nlpkd.load(student, fallback=teacher),
+    ):
+        with pytest.raises(ValueError, match=f"a cascade needs .* one class a text, and .* 2 outputs, .*'{task}'"):
+            use()
+
+
 @pytest.mark.parametrize(
     ("label", "message"),
     [
@@ -277,12 +297,63 @@ def test_a_teacher_is_paid_once_a_text_whatever_it_refuses_and_whatever_the_thre
     rows = [{"text": text, "label": "pos"} for text in [*some, *some]]
     teacher = Paid(refuses=some[3:5])
     record = nlpkd.cascade(sure_student, teacher, rows, **{target: 0.9})
-    assert (record.rows, record.answered, record.found) == (116, 1.0, 1.0)
+    rows_that_count = 116 if target == "target_agreement" else 120
+    assert (record.rows, record.answered, record.found) == (rows_that_count, 1.0, 1.0)
     assert sorted(teacher.asked_about) == sorted(some) and "row 3 (content_filter)" in caplog.text
     # Another run asks about what was refused alone, another teacher about all.
     for other, asked in ((Paid(refuses=some[3:5]), some[3:5]), (Paid(), []), (Paid("new"), some)):
         nlpkd.cascade(sure_student, other, rows, **{target: 0.95})
         assert sorted(other.asked_about) == sorted(asked)
+
+
+def asked_until_refused(share):
+    """A teacher that answers by a word, and refuses as many texts as that; and rows with gold labels of the same."""
+    some = [f"{text} {number}" for number, text in enumerate(sentences(400, seed=7)[0])]
+    gold = ["pos" if " the " in f" {text} " else "neg" for text in some]
+    right = dict(zip(some, gold, strict=True))
+
+    def rule(asked):
+        if any(int(text.split()[-1]) % 100 < share for text in asked):
+            raise ValueError("content_filter")
+        return [[0.9, 0.1] if right[text] == "neg" else [0.1, 0.9] for text in asked]
+
+    rows = [{"text": text, "label": label} for text, label in right.items()]
+    return FunctionTeacher(rule, ["neg", "pos"], name="filtered", rows_per_call=1), rows
+
+
+@pytest.mark.parametrize("share", [0, 10, 70])
+def test_what_is_served_is_as_often_right_as_was_found_whatever_the_teacher_refuses(student, share):
+    teacher, rows = asked_until_refused(share)
+    record = nlpkd.cascade(student, teacher, rows, target_accuracy=0.3)
+    assert (record.rows, record.unanswered_rows) == (400, 4 * share)
+    both = nlpkd.load(student, fallback=teacher)
+    for each in record.curve[:: max(1, len(record.curve) - 1)]:
+        both.record = replace(both.record, threshold=each["threshold"])
+        served = both([row["text"] for row in rows])
+        right = [answer["label"] == row["label"] for answer, row in zip(served, rows, strict=True)]
+        # A text whose probability is the threshold itself may fall on either side, read in another batch.
+        assert each["found"] == pytest.approx(np.mean(right), abs=0.01)
+    assert both.refused or not share
+
+
+def test_a_target_on_all_answers_is_not_reached_by_a_teacher_that_refuses_most(student):
+    teacher, rows = asked_until_refused(70)
+    with pytest.raises(ValueError, match=r"of the teacher, with the student's answers on the 280 rows that it does"):
+        nlpkd.cascade(student, teacher, rows, target_accuracy=0.95)
+
+
+def test_rows_that_the_teacher_does_not_answer_are_in_the_record_and_the_verdict(sure_student):
+    some = [f"{text} {number}" for number, text in enumerate(sentences(60)[0])]
+    rows = [{"text": text, "label": "pos"} for text in some]
+    for target, left, told in (
+        ("target_agreement", 57, "did not answer: 3; they are left out"),
+        ("target_accuracy", 60, "did not answer: 3; the student's answers count"),
+    ):
+        record = nlpkd.cascade(sure_student, Paid(refuses=some[3:6]), rows, **{target: 0.9})
+        written = json.loads((sure_student / CASCADE_NAME).read_text())
+        assert (written["rows"], written["unanswered_rows"]) == (record.rows, record.unanswered_rows) == (left, 3)
+        assert told in record.verdict()
+    assert "did not answer" not in nlpkd.cascade(sure_student, Paid("new"), rows, target_accuracy=0.9).verdict()
 
 
 def test_a_limit_ends_a_run_and_the_next_one_goes_on_with_what_was_paid(models, sure_student):

@@ -384,6 +384,17 @@ def flip(path: Path, place: int) -> None:
     path.write_bytes(data)
 
 
+def test_a_folder_in_the_place_of_a_shard_is_named(cache, teacher, rows, tmp_path):
+    first = cache(teacher, rows)["teacher_logits"][:]
+    bad = shards(tmp_path / "cache")[1]
+    bad.unlink()
+    bad.mkdir()
+    with pytest.raises(ValueError, match=f"{bad.name} is no file. Delete what is named here"):
+        cache(teacher, rows)
+    bad.rmdir()
+    assert cache(teacher, rows)["teacher_logits"][:] == first
+
+
 @pytest.mark.parametrize("damage", ["a bit", "the last bit", "half", "all"])
 def test_a_damaged_shard_is_named_and_never_used(cache, teacher, rows, tmp_path, damage):
     first = cache(teacher, rows)["teacher_logits"][:]

@@ -7,6 +7,7 @@ import platform
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from processes import run as run_program
 
 from nlpkd.utils.disk.locks import only_run, only_writer, refuse_unfit_folder
@@ -49,6 +50,13 @@ def test_no_run_fills_the_root_of_all_folders(folder, monkeypatch):
     with pytest.raises(ValueError, match="is the root of all folders"):
         refuse_unfit_folder(Path(folder))
     assert sorted(os.listdir("/")) == before
+
+
+def test_who_finds_another_run_at_work_is_told_to_wait_or_to_write_elsewhere_whatever_the_option_is_called(tmp_path):
+    (tmp_path / "out").mkdir()
+    message = f"another run is writing to {tmp_path / 'out'}: wait for it, or choose another output$"
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(ValueError, match=message), only_writer(tmp_path / "out"):
+        pass
 
 
 def test_of_a_run_that_is_refused_no_folder_stays_that_it_made(tmp_path):

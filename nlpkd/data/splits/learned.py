@@ -223,13 +223,15 @@ def _hashes_of_texts(measured: Dataset, columns: Sequence[str]) -> np.ndarray:
 
 def _tell(learned: LearnedRows, texts: int, split: str, what: str) -> None:
     if learned.rows:
+        # Rows alone are called so too where they are measured.
+        measured = "measured texts" if split == "train" else f"texts of the {split} split"
         logger.warning(
-            "%s%d of the %d texts of the %s split (%.0f %%) are %s too: figures say more of them than of new texts. "
+            "%s%d of the %d %s (%.0f %%) are %s too: figures say more of them than of new texts. "
             "Measure on texts that nothing learnt from.",
             "About " if learned.estimated else "",
             learned.rows,
             texts,
-            split,
+            measured,
             100 * learned.rows / texts,
             what,
         )

@@ -131,7 +131,7 @@ def lock_of(path: Path, busy: str, *, wait: bool = False) -> Iterator[bool]:
         lock.acquire(timeout=0)
     except Timeout:
         if not wait:
-            raise ValueError(f"another run is {busy}: wait for it, or choose another output_dir") from None
+            raise ValueError(f"another run is {busy}: wait for it, or choose another output") from None
         logger.warning("Waiting for another run, which is %s.", busy)
         lock.acquire()
     except (OSError, NotImplementedError) as error:
