@@ -190,6 +190,7 @@ def plan_search(*arguments: Any, **keywords: Any) -> Plan:
         The plan; none of its students is kept.
 
     Raises:
+        ImportError: if Optuna is missing.
         ValueError: if the search would be refused, also as its folder has the trials of another one.
     """
     bound = inspect.signature(tune).bind(*arguments, **keywords)
