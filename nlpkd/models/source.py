@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.models.files.onnx_weights import external_weights
-from nlpkd.models.limits import ONNX_FOLDER
+from nlpkd.models.limits import ONNX_FOLDER, refuse_adapter
 from nlpkd.models.loading import load_config, load_teacher, load_tokenizer, split_revision
 from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder
 from nlpkd.models.structure import unwrapped
@@ -86,7 +86,13 @@ class ModelSource:
         return None if isinstance(self.given, nn.Module) or not Path(self.name).is_dir() else Path(self.name)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Load the tokenizer beside the model."""
+        """Load the tokenizer beside the model.
+
+        Raises:
+            ValueError: if an adapter lies where a model is named: its folder may well have no tokenizer.
+        """
+        if not isinstance(self.given, nn.Module):
+            refuse_adapter(Path(self.name))
         return load_tokenizer(self.name, revision=self.revision, trust_remote_code=self.trust_remote_code)
 
     def config(self) -> Any:
