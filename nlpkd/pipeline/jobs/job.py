@@ -173,6 +173,7 @@ class Job:
         Returns:
             The student and its report, both saved in the output directory.
         """
+        _ = PartialState().is_main_process and self.teacher_size_mb  # Of the teacher as it teaches.
         student = self.student_to_train(args.seed)
         ask_for_label_names(student.config, self.data["train"])
         untrained = {name: make(args.seed) for name, make in self.baselines.items()}
@@ -277,7 +278,7 @@ class Job:
                     threshold_dataset=held_out,
                     student_files=list(shipped),
                     text_columns=self.data.text_columns,
-                    size_mb=self.teacher_size_mb(),
+                    size_mb=self.teacher_size_mb,
                     seed=args.seed,
                     **how,
                 )
@@ -288,12 +289,14 @@ class Job:
         PartialState().wait_for_everyone()
         return report or EvaluationReport.load(args.output_dir)
 
-    def teacher_size_mb(self) -> dict[str, float]:
-        """Return the size of the teacher's files, all of several ones, by its name as a candidate."""
+    @cached_property
+    def teacher_size_mb(self) -> dict[str, float | None]:
+        """The size of the teacher's files, all of several ones, by its name as a candidate; None if one is unknown."""
         if self.teacher is None:
             return {}
         members = self.teacher.members if isinstance(self.teacher, TeacherEnsemble) else [self.teacher]
-        return {"teacher": sum(map(loaded_size_mb, self.teacher_sources, members))}
+        sizes = list(map(loaded_size_mb, self.teacher_sources, members))
+        return {"teacher": None if None in sizes else sum(filter(None, sizes))}
 
     @property
     def _measured_split(self) -> str:
