@@ -123,6 +123,27 @@ def test_the_command_that_is_named_makes_the_report_whole(tokenizer, tmp_path, c
     assert report.candidates["student"].quality and not report.run.incomplete
 
 
+@pytest.mark.parametrize("what", ["of a folder", "of the Hub", "trained further"])
+def test_the_command_that_is_named_measures_the_teacher_that_taught(what, tokenizer, tmp_path, caplog, monkeypatch):
+    commit, cache = "0" * 40, tmp_path / "cache" / "models--alice--teacher"
+    folder = cache / "snapshots" / commit
+    failing(layers=3, seed=1).save_pretrained(folder)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache.parent))
+    teacher = Failing.from_pretrained("alice/teacher" if what == "of the Hub" else folder)
+    if what == "trained further":
+        torch.nn.init.ones_(teacher.classifier.bias)
+    with caplog.at_level(logging.WARNING, logger="nlpkd"), pytest.raises(RuntimeError, match="no such size"):
+        job(tokenizer, tmp_path / "out", teacher=teacher)
+    named = {"of a folder": str(folder), "of the Hub": f"alice/teacher@{commit}", "trained further": None}[what]
+    assert re.findall(r"--teacher (\S+)", told(caplog)) == ([] if named is None else [named])
+    record = EvaluationReport.load(tmp_path / "out").run.teacher
+    assert f"{record.name}@{record.revision}" == {
+        "of a folder": f"{folder}@None", "of the Hub": named, "trained further": "./Failing@None",
+    }[what]  # fmt: skip
+
+
 def test_with_a_checkpoint_a_resumed_run_is_named_and_trains_nothing_anew(tokenizer, tmp_path, caplog, monkeypatch):
     with caplog.at_level(logging.WARNING, logger="nlpkd"), pytest.raises(RuntimeError, match="no such size"):
         job(tokenizer, tmp_path, teacher=failing(layers=3, seed=1), save_strategy="epoch")

@@ -206,7 +206,6 @@ class Job:
             if before is not None and all(each.finished_before for each in spent.values()):
                 logger.warning("It is finished: its report is used.")
                 return trainer.model, before
-            # All of them on the same rows.
             seconds = {name: each.seconds for name, each in spent.items()}
             return trainer.model, self._measure(trainer, baselines, seconds, args, stages, page and args.html_report)
 
@@ -357,7 +356,7 @@ class Job:
     @contextmanager
     def _saved_student(self, trainer: DistillationTrainer, stages: Sequence[Stage]) -> Iterator[None]:
         """Keep what there is of a trained student, and say how to go on, whatever fails meanwhile."""
-        args, teacher = trainer.args, self.origin["teacher"]["name"]
+        args, teacher, revision = trainer.args, self.origin["teacher"]["name"], self.origin["teacher"]["revision"]
 
         def report() -> bool:
             state, written = (Path(args.output_dir) / name for name in (TRAINER_STATE_NAME, JSON_NAME))
@@ -369,7 +368,8 @@ class Job:
             record = self._record(trainer, split, stages, Path(args.output_dir))
             return save_partial_report(trainer.model, rows, self.tokenizer, record, args.output_dir, args.hub_model_id)
 
-        teachers = [teacher] if Path(teacher).exists() or hub_id(teacher) else []
+        named = f"{teacher}@{revision}" if revision else teacher
+        teachers = [named] if Path(teacher).exists() or hub_id(teacher) else []
         source, reading = self.origin["measured_source"], self.data.arguments
         if self.origin["evaluated_source"] == self.origin["data"]:
             reading |= {name: self.origin[name] for name in OF_A_SOURCE}
