@@ -182,6 +182,29 @@ def files_of_at_most(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_what_a_student_that_can_t_be_saved_leaves_is_said_with_how_to_go_on(kept, tokenizer, tmp_path, caplog):
+    (tmp_path / "model.safetensors" / "something").mkdir(parents=True)
+    checkpoints = {"save_strategy": "steps", "save_steps": kept, "cache_teacher": "off"} if kept else {}
+    with caplog.at_level(logging.ERROR, logger="nlpkd"), pytest.raises(OSError):
+        job(tokenizer, tmp_path, **checkpoints)
+    advice = "go on from checkpoint-2 with resume_from_checkpoint=True" if kept else "it begins anew"
+    assert re.search(f"^The student is trained, can't be saved, and is lost .*run again: .*{advice}", told(caplog))
+    if kept:
+        shutil.rmtree(tmp_path / "model.safetensors")
+        result = job(tokenizer, tmp_path, **checkpoints, resume_from_checkpoint=True)
+        assert result.report.run.settings["steps"] == 2
+
+
+def test_a_teacher_that_can_t_be_saved_is_said_to_be_lost_with_how_to_go_on(tokenizer, tmp_path, caplog):
+    (tmp_path / "model.safetensors" / "something").mkdir(parents=True)
+    with caplog.at_level(logging.ERROR, logger="nlpkd"), pytest.raises(OSError):
+        train_teacher(tiny_bert(), raw_rows(24), tokenizer=tokenizer, output_dir=tmp_path, **QUICK)
+    assert re.search(
+        "^The teacher is trained, can't be saved, and is lost .*run again: .*it begins anew", told(caplog)
+    )
+
+
 def test_a_disk_that_is_too_small_for_the_student_is_known_before_it_is_trained(tokenizer, tmp_path, caplog):
     with files_of_at_most(10_000), pytest.raises(OSError, match="the model was not saved"):
         job(tokenizer, tmp_path, cache_teacher="off")
