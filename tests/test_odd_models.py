@@ -269,12 +269,14 @@ def test_a_wrapped_student_is_refused_by_its_kind(tokenizer, tmp_path):
         )
 
 
-def test_an_adapter_alone_is_refused_alike_by_all_that_take_a_name(tokenizer, tmp_path):
+@pytest.mark.parametrize("with_tokenizer", [True, False], ids=["beside a tokenizer", "as peft writes it"])
+def test_an_adapter_alone_is_refused_alike_by_all_that_take_a_name(with_tokenizer, tokenizer, tmp_path):
     base, folder = tmp_path / "base", tmp_path / "adapter"
     tiny_bert().save_pretrained(base)
     folder.mkdir()
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
-    tokenizer.save_pretrained(folder)
+    if with_tokenizer:
+        tokenizer.save_pretrained(folder)
     rows = {"train": raw_rows(8), "validation": raw_rows(8, 1), "output_dir": tmp_path / "out"} | QUICK
     for call in (
         lambda: load_teacher(folder),

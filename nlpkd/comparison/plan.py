@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from nlpkd.evaluation.records import format_number
 from nlpkd.evaluation.report_text import Cells, markdown_table
 from nlpkd.pipeline.dry_run import Plan
 
@@ -32,7 +33,7 @@ class FrontierPlan:
         for name, plan in self.students.items():
             if isinstance(plan, Plan):
                 _, parameters, size_mb = plan.models[-1]
-                sizes = [f"{parameters / 1e6:.1f} M", f"{size_mb:.1f}", f"{sum(plan.steps):,}"]
+                sizes = [f"{parameters / 1e6:.1f} M", format_number(size_mb, ".1f"), f"{sum(plan.steps):,}"]
                 minutes = [f"{plan.training_minutes:.1f}", f"{plan.measuring_minutes:.1f}"]
                 rows.append(
                     [name, *sizes, str(plan.trainings * (1 + plan.baselines)), *minutes, f"{plan.disk_mb:,.0f}"]

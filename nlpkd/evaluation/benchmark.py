@@ -37,13 +37,10 @@ from nlpkd.utils.packages import installed_version
 
 logger = logging.getLogger(__name__)
 
-
 WARM_UP_RUNS = 5
-
 
 BLOCK_RUNS = 5
 """Runs of one model in a row, as where it serves alone."""
-
 
 TEXT_PROTOCOL = "; from text to label: as many of the measured texts, one at a time, tokenised, passed and decided"
 
@@ -200,7 +197,7 @@ def model_size_mb(model: nn.Module | str | Path) -> float:
             added up; or the directory of a saved one.
 
     Returns:
-        Megabytes (10^6 bytes).
+        Megabytes (10^6 bytes); of a model with adapters inside of it all of its weights, and not the adapters alone.
 
     Raises:
         ValueError: when the directory holds no safetensors file.
@@ -215,14 +212,15 @@ def model_size_mb(model: nn.Module | str | Path) -> float:
     if isinstance(model, OnnxClassifier):
         return model.size_mb
     with temporary_folder() as directory:
-        if isinstance(model, PreTrainedModel):
+        # Of a model with adapters inside of it save_pretrained writes these alone.
+        if isinstance(model, PreTrainedModel) and not getattr(model, "_hf_peft_config_loaded", False):
             model.save_pretrained(directory)
         else:
             save_model(model, str(directory / "model.safetensors"))
         return model_size_mb(directory)
 
 
-def loaded_size_mb(source: ModelSource, loaded: nn.Module) -> float:
+def loaded_size_mb(source: ModelSource, loaded: nn.Module) -> float | None:
     """Return the size of a model where it was loaded from, whatever dtype it was loaded in.
 
     Args:
@@ -230,10 +228,27 @@ def loaded_size_mb(source: ModelSource, loaded: nn.Module) -> float:
         loaded: the model, as it was loaded.
 
     Returns:
-        Megabytes (10^6 bytes) of the files of a folder or a Hub id; of a model in memory as `model_size_mb` says.
+        Megabytes (10^6 bytes) of the files of a folder or a Hub id; of a model in memory as `size_mb_if_known` says.
     """
     folder = source.weights_folder()
-    return model_size_mb(loaded if folder is None else folder)
+    return size_mb_if_known(loaded) if folder is None else model_size_mb(folder)
+
+
+def size_mb_if_known(model: nn.Module) -> float | None:
+    """Return the size of a model as `model_size_mb` does, if it can be told: it is a figure that nothing rests on.
+
+    Args:
+        model: any module.
+
+    Returns:
+        Megabytes (10^6 bytes); None of a model that can't be saved, such as one with the packed weights of
+        `torch.ao.quantization`, with the reason in the log.
+    """
+    try:
+        return model_size_mb(model)
+    except Exception as error:  # A model that can't be saved raises whatever its libraries run into.
+        logger.warning("The size of the %s is not known, since it can't be saved: %s", type(model).__name__, error)
+        return None
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -18,7 +18,7 @@ from nlpkd.data.labels.classes import Classes
 from nlpkd.data.labels.order import wrong_order
 from nlpkd.data.rows import refuse_other_than_dataset, unlabelled_rows
 from nlpkd.data.tokenization import TeacherTokenizers
-from nlpkd.evaluation.benchmark import TEXT_PROTOCOL, count_parameters, describe_environment, model_size_mb
+from nlpkd.evaluation.benchmark import TEXT_PROTOCOL, count_parameters, describe_environment, size_mb_if_known
 from nlpkd.evaluation.figures.intervals import INTERVAL_PROTOCOL, interval_of
 from nlpkd.evaluation.figures.names import check_candidate_names
 from nlpkd.evaluation.inputs.arguments import check_measuring, check_text_columns
@@ -79,7 +79,7 @@ def evaluate_student(
     threshold_dataset: datasets.Dataset | None = None,
     student_files: Collection[str] = (),
     text_columns: Sequence[str] = (),
-    size_mb: Mapping[str, float] | None = None,
+    size_mb: Mapping[str, float | None] | None = None,
     batch_size: int = 64,
     bootstrap_samples: int = 1000,
     latency_batches: Sequence[int] = (1, 32),
@@ -124,7 +124,7 @@ def evaluate_student(
         text_columns: columns of the rows that hold their texts, one, or two of pairs; with them every model is timed
             from text to label too.
         size_mb: megabytes (10^6 bytes) of candidates by name, such as those of the files that one was loaded from in
-            another dtype; of all others those of the file that the model is saved as.
+            another dtype, None where it can't be told; of all others those of the file that the model is saved as.
         batch_size: rows a forward pass when predicting.
         bootstrap_samples: resamples behind the 95 % intervals.
         latency_batches: batch sizes to time.
@@ -223,6 +223,7 @@ def evaluate_student(
     counted = latency_tokens if isinstance(latency_tokens, int) else latency_tokens[0]
     seconds = training_seconds if isinstance(training_seconds, Mapping) else {"student": training_seconds}
     known_mb = size_mb or {}
+    sizes = {name: known_mb[name] if name in known_mb else size_mb_if_known(each) for name, each in models.items()}
     made_by = {
         **describe_environment(),
         "interval_protocol": INTERVAL_PROTOCOL.format(rows=len(labels), **resampling),
@@ -247,7 +248,7 @@ def evaluate_student(
                 quality=own.intervals(),
                 agreement=own.agreement(measured["teacher"]) if name != "teacher" and "teacher" in measured else None,
                 parameters=count_parameters(models[name]) if name in models else None,
-                size_mb=(known_mb.get(name) or model_size_mb(models[name])) if name in models else None,
+                size_mb=sizes.get(name),
                 latency=latency.get(name, []),
                 text_to_label_ms=text_to_label_ms.get(name),
                 training_seconds=seconds.get(name),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,13 +17,16 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlpkd.models.files.onnx_weights import external_weights
-from nlpkd.models.limits import ONNX_FOLDER
+from nlpkd.models.limits import ONNX_FOLDER, refuse_adapter
 from nlpkd.models.loading import load_config, load_teacher, load_tokenizer, split_revision
 from nlpkd.models.onnx_classifier import OnnxClassifier, model_folder
 from nlpkd.models.structure import unwrapped
 from nlpkd.utils.disk.files import digest_of, weights_in_use
 from nlpkd.utils.fingerprints import hash_value
 from nlpkd.utils.object_hashes import Hasher, UnhashableError, hash_configuration, hash_weights
+from nlpkd.utils.progress import quiet
+
+logger = logging.getLogger(__name__)
 
 _MODEL_FILES = (
     *("model*.safetensors", "pytorch_model*.bin", "adapter_model.*", "config.json", "adapter_config.json", "*.py"),
@@ -86,7 +90,13 @@ class ModelSource:
         return None if isinstance(self.given, nn.Module) or not Path(self.name).is_dir() else Path(self.name)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Load the tokenizer beside the model."""
+        """Load the tokenizer beside the model.
+
+        Raises:
+            ValueError: if an adapter lies where a model is named: its folder may well have no tokenizer.
+        """
+        if not isinstance(self.given, nn.Module):
+            refuse_adapter(Path(self.name))
         return load_tokenizer(self.name, revision=self.revision, trust_remote_code=self.trust_remote_code)
 
     def config(self) -> Any:
@@ -206,6 +216,39 @@ class ModelSource:
             with suppress(ValueError):
                 described["folder"] = model_folder(Path(given)).resolve().name
         return described
+
+    def describe_weights(self) -> dict[str, Any]:
+        """Return what `describe` does, but no name or revision whose files hold other weights than the model.
+
+        A model in memory may have an adapter, or have been trained or quantised, since it was loaded. Then it is
+        called by its class, as one is that was not loaded by a name.
+        """
+        given: Any = self.given
+        if self.is_onnx or not isinstance(self.given, nn.Module) or not given.config._name_or_path:
+            return self.describe()
+        if (folder := self._folder_of_these_weights(given)) is not None:
+            # The name of a Hub id's folder in the cache is the commit.
+            at_home = Path(given.config._name_or_path).is_dir()
+            return self.describe() | {"revision": None if at_home else folder.name}
+        kind = type(given).__name__
+        logger.warning(
+            "The weights of the %s in memory are not known to be those of %s, which its config names: the record has "
+            "the name of its class.",
+            kind, given.config._name_or_path,
+        )  # fmt: skip
+        return {"name": f"./{kind}", "revision": None}
+
+    def _folder_of_these_weights(self, given: Any) -> Path | None:
+        """Find the folder that a model in memory was loaded from, where its files still hold the model's weights."""
+        dtype = str(getattr(given, "dtype", "float32")).removeprefix("torch.")
+        try:
+            if (folder := ModelSource(given.config._name_or_path).weights_folder()) is None:
+                return None
+            with quiet("nlpkd"):
+                saved = load_teacher(folder, dtype=dtype, trust_remote_code=self.trust_remote_code)
+            return folder if hash_weights(saved) == hash_weights(given) else None
+        except (ImportError, OSError, ValueError):
+            return None
 
 
 _ELSEWHERE = {

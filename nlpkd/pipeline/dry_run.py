@@ -26,6 +26,7 @@ from nlpkd.data.arguments import DataArguments
 from nlpkd.evaluation.benchmark import count_parameters
 from nlpkd.evaluation.evaluate import evaluate_student
 from nlpkd.evaluation.prediction import predict_logits
+from nlpkd.evaluation.records import format_number
 from nlpkd.objectives.presets import Stage, gold_labels_alone, with_preset_settings
 from nlpkd.pipeline.jobs.distillation import prepare_job
 from nlpkd.pipeline.jobs.job import Job
@@ -64,7 +65,8 @@ class Plan:
     """What a run would take.
 
     Attributes:
-        models: `(name, parameters, MB)` each, of the teacher's files and of the student's float32 weights.
+        models: `(name, parameters, MB)` each, of the teacher's files, None where these are not known, and of the
+            student's float32 weights.
         rows: training rows.
         steps: optimizer steps of each stage.
         done: how many of these the first training has, which is resumed.
@@ -78,7 +80,7 @@ class Plan:
         free_disk_mb: what there is.
     """
 
-    models: list[tuple[str, int, float]]
+    models: list[tuple[str, int, float | None]]
     rows: int
     steps: list[int]
     step_ms: list[float]
@@ -106,7 +108,7 @@ class Plan:
 
     def to_text(self) -> str:
         """Write the plan, a line a figure."""
-        lines = [f"{name}: {parameters:,} parameters, {size:.1f} MB" for name, parameters, size in self.models]
+        lines = [f"{name}: {count:,} parameters, {format_number(mb, '.1f')} MB" for name, count, mb in self.models]
         for number, (steps, each) in enumerate(zip(self.steps, self.step_ms, strict=True), start=1):
             stage = f"stage {number}: " if len(self.steps) > 1 else ""
             lines.append(f"{stage}{steps:,} steps of {each:.0f} ms (mean of {PROBED_STEPS})")
@@ -190,6 +192,7 @@ def plan_search(*arguments: Any, **keywords: Any) -> Plan:
         The plan; none of its students is kept.
 
     Raises:
+        ImportError: if Optuna is missing.
         ValueError: if the search would be refused, also as its folder has the trials of another one.
     """
     bound = inspect.signature(tune).bind(*arguments, **keywords)
@@ -233,9 +236,9 @@ def _plan(job: Job, args: DistillationConfig, name: str, trainings: int, reporte
         if job.baselines:
             gold_ms = mean_step_ms(supervised_trainer(student, short, job.data, job.tokenizer, gold))
         measuring_s = _measuring_s(job, trainer, settings, steps, reported)
-    models = [(name, count_parameters(student), _float32_mb(student))]
+    models: list[tuple[str, int, float | None]] = [(name, count_parameters(student), _float32_mb(student))]
     if job.teacher is not None:
-        models = [("teacher", count_parameters(job.teacher), job.teacher_size_mb()["teacher"]), *models]
+        models = [("teacher", count_parameters(job.teacher), job.teacher_size_mb["teacher"]), *models]
     place = nearest_existing_folder(Path(args.output_dir))
     return Plan(
         models=models,

@@ -22,7 +22,7 @@ from nlpkd.evaluation.scoring import headline_of
 from nlpkd.pipeline.jobs.roles import supervised_trainer
 from nlpkd.pipeline.jobs.settings import settings_of
 from nlpkd.pipeline.jobs.teacher import prepare_teacher
-from nlpkd.training.failures import saved_model
+from nlpkd.training.failures import explain_unsaved, saved_model
 from nlpkd.training.resuming import checkpoint_to_resume
 from nlpkd.utils.disk.locks import only_run
 from nlpkd.utils.field_types import plain_arguments
@@ -126,7 +126,8 @@ def train_teacher(
         trainer = supervised_trainer(untrained, args, job.data, job.tokenizer, job.stages[0].objectives)
         with phase("Training the teacher"):
             trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
-            trainer.save_model()
+            with explain_unsaved(args, "the teacher"):
+                trainer.save_model()
             job.remember(args.output_dir)
         metrics, headline = {}, ""
         if "validation" in job.data:

@@ -12,7 +12,6 @@ from typing import Any
 
 from accelerate import PartialState
 from transformers import PreTrainedModel
-from transformers.integrations import is_optuna_available
 
 from nlpkd.config import DistillationConfig
 from nlpkd.data.arguments import DataArguments
@@ -34,7 +33,7 @@ from nlpkd.utils.disk.full_disk import explain_full_disk
 from nlpkd.utils.disk.locks import only_run, refuse_unfit_folder
 from nlpkd.utils.field_types import plain_arguments
 from nlpkd.utils.fingerprints import differences
-from nlpkd.utils.packages import how_to_install
+from nlpkd.utils.packages import require
 from nlpkd.utils.processes import decided_by_main_process
 
 TUNING_FILE = "tuning.json"
@@ -126,12 +125,11 @@ def tune(
         The best settings, which are printed and saved as `tuning.json` too.
 
     Raises:
-        ValueError: if Optuna is missing, there are no held-out rows, a setting is unknown, or the folder has the
-            trials of another search (what differs is named).
+        ImportError: if Optuna is missing.
+        ValueError: if there are no held-out rows, a setting is unknown, or the folder has the trials of another search
+            (what differs is named).
     """
-    import optuna
-    from optuna.trial import TrialState
-
+    optuna = require("optuna", extra="tune")
     folder, search = Path(output_dir), dict(DEFAULT_SEARCH if search is None else search)
     with only_run(folder):
         given: Any = {"search": search, "layers": layers, "objectives": objectives, "n_trials": n_trials}
@@ -152,7 +150,7 @@ def tune(
                 value = _train_trial(job, args, drawn, number)[f"eval_{metric}"]
             except Exception:
                 if trial is not None:
-                    study.tell(trial, state=TrialState.FAIL)
+                    study.tell(trial, state=optuna.trial.TrialState.FAIL)
                 raise
             if trial is not None:
                 with keeping():
@@ -185,10 +183,10 @@ def prepare_search(
         The job; what holds in every trial where it is not searched; the metric; what the trials depend on.
 
     Raises:
+        ImportError: as `tune`.
         ValueError: as `tune`.
     """
-    if not is_optuna_available():
-        raise ValueError(f"a search needs Optuna: {how_to_install('tune')}")
+    require("optuna", extra="tune")
     # What can be refused before anything is loaded.
     folder = Path(output_dir)
     refuse_unfit_folder(folder)

@@ -115,6 +115,29 @@ def explain_lost_process(args: TrainingArguments) -> Iterator[None]:
 
 
 @contextmanager
+def explain_unsaved(args: TrainingArguments, whom: str) -> Iterator[None]:
+    """Say, whatever hinders a trained model from being saved, that it is lost, and how to go on; then let it through.
+
+    Args:
+        args: of the training, whose checkpoints are what is left.
+        whom: who was trained.
+
+    Yields:
+        Nothing.
+    """
+    try:
+        yield
+    except Exception:
+        if args.process_index == 0:
+            logger.error(
+                "%s is trained, can't be saved, and is lost with this process. Mend what failed, and run again: %s.",
+                whom[:1].upper() + whom[1:],
+                how_to_go_on(str(args.output_dir)),
+            )
+        raise
+
+
+@contextmanager
 def saved_model(
     args: TrainingArguments,
     what: str,

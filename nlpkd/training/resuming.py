@@ -22,6 +22,7 @@ from transformers.trainer_utils import has_length
 from nlpkd.config import DistillationConfig
 from nlpkd.evaluation.figures.reading import as_type
 from nlpkd.training.checkpoints import RUN_RECORD, chooses_alike, has_optimizer, is_of, last_whole, run_record_of
+from nlpkd.training.failures import explain_unsaved
 from nlpkd.utils.disk.files import (
     atomic_folder_update,
     explain_damage,
@@ -359,7 +360,8 @@ def train_once(trainer: Any, whom: str) -> Training:
         history.unlink(missing_ok=True)
     with phase(f"Training {whom}"):
         result = trainer.train(resume_from_checkpoint=checkpoint)
-        trainer.save_model()
+        with explain_unsaved(args, whom):
+            trainer.save_model()
     if args.should_save:
         # The last that is written, so that a training without it was cut short.
         record = _describe_finished(trainer, trainer.run_record)

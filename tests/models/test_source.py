@@ -1,5 +1,6 @@
 """Where a model comes from, and what tells it from others."""
 
+import copy
 import json
 import shutil
 
@@ -8,6 +9,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from samples import tiny_bert, tiny_onnx
+from transformers import AutoModelForSequenceClassification
 
 from nlpkd.models.onnx_classifier import OnnxClassifier
 from nlpkd.models.source import LocalModel, ModelSource, identity_of_model
@@ -19,6 +21,16 @@ def folder(tmp_path, tokenizer):
     tiny_bert().save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     return tmp_path
+
+
+def in_a_cache(folder, cache, monkeypatch):
+    """The snapshot of the folder as `alice/half` in a cache of the Hub."""
+    snapshot = cache / "models--alice--half" / "snapshots" / ("0" * 40)
+    shutil.copytree(folder, snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text(snapshot.name)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    return snapshot
 
 
 def other_weights(folder):
@@ -71,12 +83,7 @@ def test_the_weight_files_of_a_name_are_those_that_are_loaded_by_it(folder, tmp_
         shutil.copy(whole, folder / beside)
     assert weights_in_use(folder) == [whole]
     # A repository of the Hub lies in the cache.
-    cache = tmp_path_factory.mktemp("cache")
-    snapshot = cache / "models--alice--half" / "snapshots" / ("0" * 40)
-    shutil.copytree(folder, snapshot)
-    (snapshot.parents[1] / "refs").mkdir()
-    (snapshot.parents[1] / "refs" / "main").write_text(snapshot.name)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    snapshot = in_a_cache(folder, tmp_path_factory.mktemp("cache"), monkeypatch)
     assert ModelSource.of("alice/half").weights_folder() == snapshot
     assert ModelSource.of(f"alice/half@{snapshot.name}").weights_folder() == snapshot
     for file in snapshot.glob("*.safetensors"):
@@ -118,6 +125,59 @@ def test_what_a_local_model_is_loaded_with_is_told_as_files_and_objects_are_now(
     other_words(other)
     changed = local.describe()
     assert changed["weights"] == told["weights"] and changed["settings"] != told["settings"]
+
+
+def with_lora(model):
+    peft = pytest.importorskip("peft", reason="the extra 'peft' is not installed")
+    return peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"]))
+
+
+def with_lora_inside(model):
+    return with_lora(model).get_base_model()
+
+
+def trained_further(model):
+    with torch.no_grad():
+        model.classifier.bias += 1
+    return model
+
+
+def in_eight_bits(model):
+    return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+
+
+CHANGES = {
+    "nothing": (lambda model: model, True),
+    "dtype": (lambda model: model.to(torch.bfloat16), True),
+    "labels": (lambda model: model.config.update({"id2label": {0: "b", 1: "a"}}) or model, True),
+    "adapter": (with_lora, False),
+    "adapter inside": (with_lora_inside, False),
+    "weights": (trained_further, False),
+    "quantised": (in_eight_bits, False),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_a_teacher_in_memory_has_the_name_of_files_only_while_its_weights_are_theirs(what, folder, caplog):
+    change, theirs = CHANGES[what]
+    given = change(AutoModelForSequenceClassification.from_pretrained(folder))
+    told = ModelSource.of(given).describe_weights()
+    assert told == {"name": str(folder) if theirs else f"./{type(given).__name__}", "revision": None}
+    assert ("not known to be those of" in caplog.text) == (not theirs)
+
+
+@pytest.mark.parametrize("change", [other_weights, shutil.rmtree])
+def test_a_teacher_in_memory_has_no_name_of_files_that_are_others_by_now_or_gone(change, folder):
+    given = copy.deepcopy(AutoModelForSequenceClassification.from_pretrained(folder))
+    change(folder)
+    assert ModelSource.of(given).describe_weights()["name"] == "./BertForSequenceClassification"
+
+
+def test_a_teacher_in_memory_has_the_revision_that_it_was_loaded_at(folder, tmp_path_factory, monkeypatch):
+    snapshot = in_a_cache(folder, tmp_path_factory.mktemp("cache"), monkeypatch)
+    given = AutoModelForSequenceClassification.from_pretrained("alice/half")
+    assert ModelSource.of(given).describe_weights() == {"name": "alice/half", "revision": snapshot.name}
 
 
 @pytest.mark.parametrize("given", ["folder", "file", "name of the file", "ONNX model"])

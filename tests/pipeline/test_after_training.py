@@ -123,6 +123,27 @@ def test_the_command_that_is_named_makes_the_report_whole(tokenizer, tmp_path, c
     assert report.candidates["student"].quality and not report.run.incomplete
 
 
+@pytest.mark.parametrize("what", ["of a folder", "of the Hub", "trained further"])
+def test_the_command_that_is_named_measures_the_teacher_that_taught(what, tokenizer, tmp_path, caplog, monkeypatch):
+    commit, cache = "0" * 40, tmp_path / "cache" / "models--alice--teacher"
+    folder = cache / "snapshots" / commit
+    failing(layers=3, seed=1).save_pretrained(folder)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache.parent))
+    teacher = Failing.from_pretrained("alice/teacher" if what == "of the Hub" else folder)
+    if what == "trained further":
+        torch.nn.init.ones_(teacher.classifier.bias)
+    with caplog.at_level(logging.WARNING, logger="nlpkd"), pytest.raises(RuntimeError, match="no such size"):
+        job(tokenizer, tmp_path / "out", teacher=teacher)
+    named = {"of a folder": str(folder), "of the Hub": f"alice/teacher@{commit}", "trained further": None}[what]
+    assert re.findall(r"--teacher (\S+)", told(caplog)) == ([] if named is None else [named])
+    record = EvaluationReport.load(tmp_path / "out").run.teacher
+    assert f"{record.name}@{record.revision}" == {
+        "of a folder": f"{folder}@None", "of the Hub": named, "trained further": "./Failing@None",
+    }[what]  # fmt: skip
+
+
 def test_with_a_checkpoint_a_resumed_run_is_named_and_trains_nothing_anew(tokenizer, tmp_path, caplog, monkeypatch):
     with caplog.at_level(logging.WARNING, logger="nlpkd"), pytest.raises(RuntimeError, match="no such size"):
         job(tokenizer, tmp_path, teacher=failing(layers=3, seed=1), save_strategy="epoch")
@@ -159,6 +180,29 @@ def files_of_at_most(size: int):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_what_a_student_that_can_t_be_saved_leaves_is_said_with_how_to_go_on(kept, tokenizer, tmp_path, caplog):
+    (tmp_path / "model.safetensors" / "something").mkdir(parents=True)
+    checkpoints = {"save_strategy": "steps", "save_steps": kept, "cache_teacher": "off"} if kept else {}
+    with caplog.at_level(logging.ERROR, logger="nlpkd"), pytest.raises(OSError):
+        job(tokenizer, tmp_path, **checkpoints)
+    advice = "go on from checkpoint-2 with resume_from_checkpoint=True" if kept else "it begins anew"
+    assert re.search(f"^The student is trained, can't be saved, and is lost .*run again: .*{advice}", told(caplog))
+    if kept:
+        shutil.rmtree(tmp_path / "model.safetensors")
+        result = job(tokenizer, tmp_path, **checkpoints, resume_from_checkpoint=True)
+        assert result.report.run.settings["steps"] == 2
+
+
+def test_a_teacher_that_can_t_be_saved_is_said_to_be_lost_with_how_to_go_on(tokenizer, tmp_path, caplog):
+    (tmp_path / "model.safetensors" / "something").mkdir(parents=True)
+    with caplog.at_level(logging.ERROR, logger="nlpkd"), pytest.raises(OSError):
+        train_teacher(tiny_bert(), raw_rows(24), tokenizer=tokenizer, output_dir=tmp_path, **QUICK)
+    assert re.search(
+        "^The teacher is trained, can't be saved, and is lost .*run again: .*it begins anew", told(caplog)
+    )
 
 
 def test_a_disk_that_is_too_small_for_the_student_is_known_before_it_is_trained(tokenizer, tmp_path, caplog):

@@ -17,6 +17,7 @@ from datasets import DatasetDict
 from samples import QUIET, raw_rows, tiny_bert
 
 from nlpkd import DistillationConfig, EvaluationReport, distill, train_teacher
+from nlpkd.evaluation.benchmark import model_size_mb
 from nlpkd.objectives import CrossEntropyLoss, DISTLoss, ForwardKLLoss, HiddenStateMSELoss, Stage
 from nlpkd.pipeline.jobs.distillation import prepare_job
 from nlpkd.utils.disk.files import weights_sha256
@@ -305,3 +306,33 @@ def test_a_teacher_is_told_of_measured_texts_that_it_learned_from(tokenizer, tmp
     train_teacher(tiny_bert(), train, held_out, **given)
     told = [each.getMessage() for each in caplog.records if "training texts" in each.getMessage()]
     assert 0 < count < 20 and len(told) == 1 and told[0].startswith(f"{count} of the 20 texts of the validation split")
+
+
+def with_an_adapter(teacher):
+    """As transformers reads the folder of an adapter: `save_pretrained` writes the adapter alone."""
+    peft = pytest.importorskip("peft", reason="the extra 'peft' is not installed")
+    teacher.add_adapter(peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"]))
+    return teacher.eval()
+
+
+def with_packed_weights(teacher):
+    """No file of safetensors holds these."""
+    return torch.ao.quantization.quantize_dynamic(teacher, {torch.nn.Linear}, dtype=torch.qint8)
+
+
+@pytest.mark.parametrize("rehearsal", [False, True])
+@pytest.mark.parametrize("changed, known", [(with_an_adapter, True), (with_packed_weights, False)])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_a_teacher_that_is_no_plain_model_teaches_and_is_measured_whether_or_not_its_size_is_known(
+    changed, known, rehearsal, tokenizer, tmp_path
+):
+    plain = tiny_bert(seed=1)
+    size = model_size_mb(plain)
+    result = distill(
+        changed(plain), tiny_bert(layers=1), ROWS, objectives="hinton", output_dir=tmp_path, tokenizer=tokenizer,
+        teacher_tokenizer=tokenizer, **SETTINGS | {"rehearsal": rehearsal},
+    )  # fmt: skip
+    teacher = EvaluationReport.load(tmp_path).candidates["teacher"]
+    assert teacher.quality["accuracy"] == result.report.candidates["teacher"].quality["accuracy"]
+    assert teacher.size_mb > size if known else teacher.size_mb is None
+    assert known or "n/a" in (tmp_path / "report.md").read_text()

@@ -27,6 +27,12 @@ importlib.util.find_spec = lambda name, package=None: None if name in hidden els
 """
 CASES = {
     "an adapter": ("peft", "peft", "from nlpkd import load_teacher; load_teacher('adapter')"),
+    "a search": ("optuna", "tune", "from nlpkd.pipeline.tune import tune; tune('teacher', 'rows.csv', 'rows.csv')"),
+    "the plan of a search": (
+        "optuna",
+        "tune",
+        "from nlpkd.pipeline.dry_run import plan_search; plan_search('teacher', 'rows.csv', 'rows.csv')",
+    ),
     "tensorboard": (
         "tensorboard",
         "tracking",

@@ -173,6 +173,7 @@ class Job:
         Returns:
             The student and its report, both saved in the output directory.
         """
+        _ = PartialState().is_main_process and self.teacher_size_mb  # Of the teacher as it teaches.
         student = self.student_to_train(args.seed)
         ask_for_label_names(student.config, self.data["train"])
         untrained = {name: make(args.seed) for name, make in self.baselines.items()}
@@ -205,7 +206,6 @@ class Job:
             if before is not None and all(each.finished_before for each in spent.values()):
                 logger.warning("It is finished: its report is used.")
                 return trainer.model, before
-            # All of them on the same rows.
             seconds = {name: each.seconds for name, each in spent.items()}
             return trainer.model, self._measure(trainer, baselines, seconds, args, stages, page and args.html_report)
 
@@ -277,7 +277,7 @@ class Job:
                     threshold_dataset=held_out,
                     student_files=list(shipped),
                     text_columns=self.data.text_columns,
-                    size_mb=self.teacher_size_mb(),
+                    size_mb=self.teacher_size_mb,
                     seed=args.seed,
                     **how,
                 )
@@ -288,12 +288,14 @@ class Job:
         PartialState().wait_for_everyone()
         return report or EvaluationReport.load(args.output_dir)
 
-    def teacher_size_mb(self) -> dict[str, float]:
-        """Return the size of the teacher's files, all of several ones, by its name as a candidate."""
+    @cached_property
+    def teacher_size_mb(self) -> dict[str, float | None]:
+        """The size of the teacher's files, all of several ones, by its name as a candidate; None if one is unknown."""
         if self.teacher is None:
             return {}
         members = self.teacher.members if isinstance(self.teacher, TeacherEnsemble) else [self.teacher]
-        return {"teacher": sum(map(loaded_size_mb, self.teacher_sources, members))}
+        sizes = list(map(loaded_size_mb, self.teacher_sources, members))
+        return {"teacher": None if None in sizes else sum(filter(None, sizes))}
 
     @property
     def _measured_split(self) -> str:
@@ -354,7 +356,7 @@ class Job:
     @contextmanager
     def _saved_student(self, trainer: DistillationTrainer, stages: Sequence[Stage]) -> Iterator[None]:
         """Keep what there is of a trained student, and say how to go on, whatever fails meanwhile."""
-        args, teacher = trainer.args, self.origin["teacher"]["name"]
+        args, teacher, revision = trainer.args, self.origin["teacher"]["name"], self.origin["teacher"]["revision"]
 
         def report() -> bool:
             state, written = (Path(args.output_dir) / name for name in (TRAINER_STATE_NAME, JSON_NAME))
@@ -366,7 +368,8 @@ class Job:
             record = self._record(trainer, split, stages, Path(args.output_dir))
             return save_partial_report(trainer.model, rows, self.tokenizer, record, args.output_dir, args.hub_model_id)
 
-        teachers = [teacher] if Path(teacher).exists() or hub_id(teacher) else []
+        named = f"{teacher}@{revision}" if revision else teacher
+        teachers = [named] if Path(teacher).exists() or hub_id(teacher) else []
         source, reading = self.origin["measured_source"], self.data.arguments
         if self.origin["evaluated_source"] == self.origin["data"]:
             reading |= {name: self.origin[name] for name in OF_A_SOURCE}

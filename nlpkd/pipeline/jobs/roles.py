@@ -90,7 +90,7 @@ class Teachers:
 
     def describe(self) -> dict[str, Any]:
         """Return name and revision for the record; several models are one, with each of them as `models`."""
-        described = [each.describe() for each in self.models]
+        described = [each.describe_weights() for each in self.models]
         if len(described) == 1:
             return described[0]
         if not described:

@@ -15,7 +15,7 @@ NOT_WRITTEN = "the new files were not written, and what was there before is as i
 """What a full disk means, where nothing else is said."""
 
 
-MODEL_NOT_SAVED = "the model was not saved, and what was there before is as it was. Free some space, and save again"
+MODEL_NOT_SAVED = "the model was not saved, and what was there before is as it was. Free some space, and try again"
 """What a full disk means where a model is saved."""
 
 
