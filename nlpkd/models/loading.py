@@ -201,8 +201,8 @@ def load_tokenizer(
         raise ValueError(f"{str(name)!r} has no tokenizer's vocabulary. {_NO_TOKENIZER}")
     refuse_oversized_vocabulary(tokenizer, name)
     with _explained(name, revision, "tokenizer", f"\n{_NO_TOKENIZER}"):
-        # Settings of a wrong type are read with the first text alone.
-        tokenizer("text", truncation=True)
+        # Settings of a wrong type are read with the first text alone; one without an unknown token may refuse words.
+        tokenizer("", truncation=True)
     # It may name no limit, or that of another model.
     return with_usual_padding(with_limit(tokenizer, _positions_beside(name, revision, trust_remote_code)))
 

@@ -61,16 +61,6 @@ def test_a_saved_tokenizer_is_loaded(tmp_path, tokenizer):
     assert load_tokenizer(tmp_path)(text)["input_ids"] == tokenizer(text)["input_ids"]
 
 
-@pytest.fixture
-def said_by_transformers():
-    records, logger = [], logging.getLogger("transformers")
-    handler = logging.Handler()
-    handler.emit = lambda record: records.append(record.getMessage())
-    logger.addHandler(handler)
-    yield records
-    logger.removeHandler(handler)
-
-
 def test_weights_of_other_shapes_are_refused_by_name_or_drawn_where_that_is_asked(tmp_path, said_by_transformers):
     tiny_bert(num_labels=3).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"other shapes than its config says: classifier.\w+ is \(3.*\) and not \(2"):
