@@ -126,6 +126,15 @@ def test_a_folder_without_a_model_is_not_blamed_on_the_hub(tmp_path):
     assert "make demo" not in str(error.value)
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_what_is_no_setting_of_the_config_is_passed_on_to_transformers(attention, tmp_path):
+    tiny_bert().save_pretrained(tmp_path)
+    model, _ = load_classifier(tmp_path, attn_implementation=attention, num_labels=2)
+    assert model.config._attn_implementation == attention
+    with pytest.raises(ValueError, match="unexpected keyword argument 'num_lables'"):
+        load_classifier(tmp_path, num_lables=3)
+
+
 def test_settings_of_the_config_are_passed_on(tmp_path):
     tiny_bert().save_pretrained(tmp_path)
     model, _ = load_classifier(tmp_path, num_labels=4, ignore_mismatched_sizes=True)
