@@ -256,9 +256,10 @@ def test_files_that_were_read_back_once_are_not_read_again(tmp_path, monkeypatch
     for number in range(3):
         folder = tmp_path / str(number)
         folder.mkdir()
-        (folder / "config.json").write_text('{"model_type": "bert"}')
+        (folder / "config.json").write_text(f'{{"model_type": "bert", "pad_token_id": {number}}}')
         save_tokenizer(tokenizer, folder)
         refuse_other_reading(tokenizer, folder)
+        tokenizer("good", truncation=True, max_length=5 + number, padding="max_length")
     assert len(read) == 2
     # What is set later is another tokenizer.
     set_normalizer(tokenizer)

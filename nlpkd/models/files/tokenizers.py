@@ -55,12 +55,12 @@ _OF_VOCABULARY = 200
 _READ_FILES = (TOKENIZER, TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_MAP_FILE, ADDED_TOKENS_FILE, CONFIG_NAME)
 
 _READ_WHOLE: dict[str, bool] = {}
-"""Whether the class that files name reads the whole `tokenizer.json`, by their hash: large ones take seconds to read.
+"""Whether the class that files name reads the whole `tokenizer.json`, by `_hash_files`: large ones take seconds.
 
 Checkpoints have the same files, and so only the first is read back."""
 
 _READ_ALIKE: set[tuple[type, str]] = set()
-"""Classes and the hashes of files that give the same ids."""
+"""Classes of tokenizers, and by `_hash_files` the files of which transformers makes what gives the same ids."""
 
 
 def read_tokenizer(
@@ -137,7 +137,7 @@ def _as_written(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _ids_part(text: str) -> str:
     """Return what follows padding and truncation in a tokenizer.json, which every call of a tokenizer sets anew."""
-    return text.partition('"added_tokens"')[2]
+    return text[max(text.find('"added_tokens"'), 0) :]
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
@@ -199,10 +199,17 @@ def _read_back(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _hash_files(folder: Path) -> str:
+    """Hash what decides the class that a saved tokenizer is read by, and the ids that it gives."""
     digest = hashlib.sha256()
     for name in _READ_FILES:
-        content = (folder / name).read_bytes() if (folder / name).is_file() else b""
-        digest.update(f"{name} {len(content)} ".encode() + content)
+        text = (folder / name).read_text(encoding="utf-8") if (folder / name).is_file() else ""
+        if name == TOKENIZER:
+            text = _ids_part(text)
+        elif name == CONFIG_NAME and text:
+            # Trainer sets these by the tokenizer, which is not read by them.
+            entries = {key: value for key, value in json.loads(text).items() if not key.endswith("_token_id")}
+            text = json.dumps(entries, sort_keys=True)
+        digest.update(f"{name} {len(text)} {text}".encode())
     return digest.hexdigest()
 
 
