@@ -51,6 +51,9 @@ _TEXTS = (
 _OF_VOCABULARY = 200
 """Tokens of a vocabulary that make up further texts: a small or foreign one knows no word of those above."""
 
+# A file that can't be had is one that is not there, as AutoTokenizer takes it.
+_LENIENT: Any = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+
 # What transformers reads a saved tokenizer from.
 _READ_FILES = (TOKENIZER, TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_MAP_FILE, ADDED_TOKENS_FILE, CONFIG_NAME)
 
@@ -86,7 +89,7 @@ def read_tokenizer(
     # A class of the repository's own knows what its file is for.
     if reads_whole or is_foreign(type(made)):
         return made
-    file = cached_file(str(name), TOKENIZER, revision=revision, _raise_exceptions_for_missing_entries=False)
+    file = cached_file(str(name), TOKENIZER, revision=revision, **_LENIENT)
     if file is None or _is_as_told(made, Path(file)):
         return made
     asked: Any = {"revision": revision, "model_input_names": made.model_input_names}
