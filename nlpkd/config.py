@@ -190,7 +190,7 @@ class DistillationConfig(TrainingArguments):
                 "would train with DDP and say nothing. Leave FSDP out (recipes/accelerate_configs/cpu.yaml), or run "
                 "on GPUs"
             )
-        self.bf16, self.fp16 = agree_with_launcher(self.bf16, self.fp16)
+        self.bf16, self.fp16 = agree_with_launcher(self.bf16, self.fp16, self.use_cpu)
         if self.bf16 is None:
             self.bf16 = not self.fp16 and fast_at_bf16(self.use_cpu)
         if self.use_cpu and has_rank():

@@ -143,3 +143,14 @@ def batch() -> dict[str, Tensor]:
     ids = torch.randint(5, 24, (3, 7), generator=torch.Generator().manual_seed(0))
     mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3, [1] * 6 + [0]])
     return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+@pytest.fixture
+def said_by_transformers():
+    """What transformers logs meanwhile."""
+    records, logger = [], logging.getLogger("transformers")
+    handler = logging.Handler()
+    handler.emit = lambda record: records.append(record.getMessage())
+    logger.addHandler(handler)
+    yield records
+    logger.removeHandler(handler)

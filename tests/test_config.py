@@ -67,6 +67,12 @@ def test_what_is_logged_is_the_precision_that_trainer_takes_and_what_was_said_ho
     assert launched in ("no", settings.mixed_precision) and replace(settings).choices() == settings.choices()
 
 
+def test_fp16_of_a_launcher_is_refused_where_training_is_on_the_cpu(config, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(ValueError, match="on the CPU, where it would be in float32"):
+        config(use_cpu=True)
+
+
 def test_the_other_defaults(config):
     settings = config()
     assert settings.train_sampling_strategy == "group_by_length"

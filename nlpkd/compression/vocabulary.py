@@ -286,7 +286,7 @@ def _rebuilt(
         if decoder := config.get("added_tokens_decoder"):
             config["added_tokens_decoder"] = {str(place[int(number)]): token for number, token in decoder.items()}
         settings.write_text(json.dumps(config, ensure_ascii=False), encoding="utf-8")
-        keep_file_whole(folder, wanted, tokenizer.model_input_names)
+        keep_file_whole(folder, tokenizer.model_input_names)
         trimmed = AutoTokenizer.from_pretrained(folder)
     trimmed.name_or_path = tokenizer.name_or_path
     if trimmable_state(trimmed) != wanted:

@@ -98,7 +98,7 @@ def load_classifier(
         dtype: dtype of the weights; a checkpoint's own dtype is not inherited.
         trust_remote_code: run the repository's own modelling code.
         ignore_mismatched_sizes: draw at random what the checkpoint has in another shape than the config says.
-        **config: overrides of the model's config, such as `num_labels`.
+        **config: overrides of the model's config, such as `num_labels`, and what else `from_pretrained` takes.
 
     Returns:
         The model, and the names of parameters that the checkpoint did not have, or not in this shape, and that were
@@ -118,7 +118,7 @@ def load_classifier(
     if adapter is not None:
         refuse_adapter(Path(adapter).parent)
     settings = _load_config(name, revision, trust_remote_code, "model")
-    settings.update(config)
+    settings.update({setting: value for setting, value in config.items() if hasattr(settings, setting)})
     # What transformers would say in a table of missing weights, callers say in a sentence, or refuse. At that level it
     # would say too which layers are not shared out among devices.
     talking = quiet("transformers.modeling_utils", "transformers.distributed.tensor_parallel")
@@ -132,6 +132,7 @@ def load_classifier(
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             config=settings,
+            **{setting: value for setting, value in config.items() if not hasattr(settings, setting)},
         )
     if info["mismatched_keys"] and not ignore_mismatched_sizes:
         shapes = (f"{each} is {tuple(found)} and not {tuple(told)}" for each, found, told in info["mismatched_keys"])
@@ -201,8 +202,8 @@ def load_tokenizer(
         raise ValueError(f"{str(name)!r} has no tokenizer's vocabulary. {_NO_TOKENIZER}")
     refuse_oversized_vocabulary(tokenizer, name)
     with _explained(name, revision, "tokenizer", f"\n{_NO_TOKENIZER}"):
-        # Settings of a wrong type are read with the first text alone.
-        tokenizer("text", truncation=True)
+        # Settings of a wrong type are read with the first text alone; one without an unknown token may refuse words.
+        tokenizer("", truncation=True)
     # It may name no limit, or that of another model.
     return with_usual_padding(with_limit(tokenizer, _positions_beside(name, revision, trust_remote_code)))
 

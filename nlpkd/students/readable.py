@@ -17,7 +17,7 @@ _NAMED = 4
 
 
 def refuse_unreadable(model: nn.Module) -> None:
-    """Refuse a model that would lose weights when it is saved and read back, such as one with a head of one's own.
+    """Refuse a model that would lose parameters when it is saved and read back, such as one with a head of one's own.
 
     Args:
         model: given in memory.
@@ -36,7 +36,8 @@ def refuse_unreadable(model: nn.Module) -> None:
 def lost_when_read_back(model: nn.Module) -> str | None:
     """Compare a model's weights by name and shape with those that `from_pretrained` would look for.
 
-    No memory is taken, and no random number.
+    Buffers that the model has beyond them, such as class weights for a loss of its own, don't count. No memory is
+    taken, and no random number.
 
     Args:
         model: any module.
@@ -57,6 +58,9 @@ def lost_when_read_back(model: nn.Module) -> str | None:
     except Exception:  # Code of the Hub may raise anything where tensors have no values.
         return None
     own, wanted = _shapes(model), _shapes(made)
+    for name, _ in model.named_buffers():
+        if name not in wanted:
+            own.pop(name, None)
     if own == wanted:
         return None
     there, lacking = _listed(own.items() - wanted.items()), _listed(wanted.items() - own.items())

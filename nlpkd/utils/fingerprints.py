@@ -40,7 +40,12 @@ def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None
         every call of a tokenizer sets them anew. None of a tokenizer that is written in Python.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    return None if backend is None else json.loads(backend.to_str()) | {"padding": None, "truncation": None}
+    return None if backend is None else without_limits(json.loads(backend.to_str()))
+
+
+def without_limits(file: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave padding and truncation out of what a `tokenizer.json` has, as `tokenizer_state` does."""
+    return {**file, "padding": None, "truncation": None}
 
 
 def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:

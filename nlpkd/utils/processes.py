@@ -44,7 +44,7 @@ def refuse_lost_processes() -> None:
         )
 
 
-def agree_with_launcher(bf16: bool | None, fp16: bool | None) -> tuple[bool | None, bool]:
+def agree_with_launcher(bf16: bool | None, fp16: bool | None, on_cpu: bool = False) -> tuple[bool | None, bool]:
     """Take the mixed precision that a launcher was asked for, where it was.
 
     `accelerate launch` says "no" where it was asked for nothing too: then the settings hold.
@@ -52,12 +52,14 @@ def agree_with_launcher(bf16: bool | None, fp16: bool | None) -> tuple[bool | No
     Args:
         bf16: of the settings; None where they don't say.
         fp16: likewise.
+        on_cpu: whether the training is.
 
     Returns:
         Whether it is bf16, None where nobody says, and whether it is fp16.
 
     Raises:
-        ValueError: if the launcher was asked for another one than the settings say, or for one that is not known here.
+        ValueError: if the launcher was asked for another one than the settings say, for one that is not known here,
+            or for fp16 on the CPU, where Accelerate trains in float32 and says nothing.
     """
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if launched == "no":
@@ -72,6 +74,12 @@ def agree_with_launcher(bf16: bool | None, fp16: bool | None) -> tuple[bool | No
                 f"{name}={value}, and accelerate launch was asked for mixed precision in {launched}, perhaps by its "
                 "config file: launch with --mixed_precision no, and the settings decide"
             )
+    if on_cpu and meant["fp16"]:
+        raise ValueError(
+            "accelerate launch was asked for mixed precision in fp16, perhaps by its config file, and training is on "
+            "the CPU, where it would be in float32 and nobody would say so: launch with --mixed_precision no, and the "
+            "settings decide"
+        )
     return meant["bf16"], meant["fp16"]
 
 

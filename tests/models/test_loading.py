@@ -61,16 +61,6 @@ def test_a_saved_tokenizer_is_loaded(tmp_path, tokenizer):
     assert load_tokenizer(tmp_path)(text)["input_ids"] == tokenizer(text)["input_ids"]
 
 
-@pytest.fixture
-def said_by_transformers():
-    records, logger = [], logging.getLogger("transformers")
-    handler = logging.Handler()
-    handler.emit = lambda record: records.append(record.getMessage())
-    logger.addHandler(handler)
-    yield records
-    logger.removeHandler(handler)
-
-
 def test_weights_of_other_shapes_are_refused_by_name_or_drawn_where_that_is_asked(tmp_path, said_by_transformers):
     tiny_bert(num_labels=3).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"other shapes than its config says: classifier.\w+ is \(3.*\) and not \(2"):
@@ -134,6 +124,15 @@ def test_a_folder_without_a_model_is_not_blamed_on_the_hub(tmp_path):
     with pytest.raises((OSError, ValueError), match=str(tmp_path)) as error:
         load_classifier(tmp_path)
     assert "make demo" not in str(error.value)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_what_is_no_setting_of_the_config_is_passed_on_to_transformers(attention, tmp_path):
+    tiny_bert().save_pretrained(tmp_path)
+    model, _ = load_classifier(tmp_path, attn_implementation=attention, num_labels=2)
+    assert model.config._attn_implementation == attention
+    with pytest.raises(ValueError, match="unexpected keyword argument 'num_lables'"):
+        load_classifier(tmp_path, num_lables=3)
 
 
 def test_settings_of_the_config_are_passed_on(tmp_path):

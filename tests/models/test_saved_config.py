@@ -106,6 +106,15 @@ def test_two_labels_that_transformers_left_out_are_read_as_two(labels, tmp_path:
     assert other.config.id2label == names
 
 
+def test_weights_tell_of_as_many_labels_as_the_family_has_where_the_file_says_nothing(tmp_path: Path) -> None:
+    tiny_bart(3).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps({name: said[name] for name in said.keys() - {"id2label", "label2id"}}))
+    model, missing = load_classifier(tmp_path)
+    assert (model.config.num_labels, missing, load_config(tmp_path).num_labels) == (3, [], 3)
+
+
 def test_a_backbone_has_as_many_labels_as_its_family_takes_for_granted(tmp_path: Path) -> None:
     tiny_bart(2).model.save_pretrained(tmp_path)
     assert load_config(tmp_path).num_labels == 3

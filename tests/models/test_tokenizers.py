@@ -6,11 +6,20 @@ import json
 from pathlib import Path
 
 import pytest
-from samples import WORDS
+from samples import WORDS, tiny_bert
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import AutoTokenizer, BertTokenizer, RobertaTokenizer, XLMRobertaTokenizer
+from transformers import (
+    AutoTokenizer,
+    BertTokenizer,
+    LayoutLMv2Tokenizer,
+    PreTrainedTokenizerFast,
+    RobertaTokenizer,
+    XLMRobertaTokenizer,
+)
 
+from nlpkd.hub.saving import save_student
 from nlpkd.models.files.tokenizers import read_tokenizer, refuse_other_reading, save_tokenizer
+from nlpkd.models.loading import load_tokenizer
 from nlpkd.utils.fingerprints import tokenizer_state
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -196,6 +205,76 @@ def test_a_tokenizer_whose_files_do_not_tell_how_it_reads_is_refused(tmp_path):
     save_tokenizer(tokenizer, tmp_path)
     with pytest.raises(ValueError, match="Shouting that is used is read back from its files as one that gives other"):
         refuse_other_reading(tokenizer, tmp_path)
+
+
+def without_unknown(kind: str) -> PreTrainedTokenizerFast:
+    tokens = ["<pad>", *WORDS, *sorted(set("".join(WORDS)) - set(WORDS))]
+    numbers = {token: number for number, token in enumerate(tokens)}
+    made = {
+        "words": lambda: models.WordLevel(numbers),
+        "pieces": lambda: models.Unigram([(token, -1.0) for token in tokens]),
+    }[kind]()
+    backend = Tokenizer(made)
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>")
+
+
+@pytest.mark.parametrize("kind", ["words", "pieces"])
+def test_a_tokenizer_without_an_unknown_token_is_saved_and_read(kind, tmp_path):
+    tokenizer, text = without_unknown(kind), " ".join(WORDS[:5])
+    save_student(tiny_bert(vocab_size=len(tokenizer)), tmp_path, tokenizer)
+    assert load_tokenizer(tmp_path)(text)["input_ids"] == tokenizer(text)["input_ids"]
+
+
+def test_a_text_that_only_one_reading_refuses_is_a_difference(tmp_path):
+    tokenizer = without_unknown("words")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    save_tokenizer(tokenizer, tmp_path)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    with pytest.raises(ValueError, match="gives other tokens: of "):
+        refuse_other_reading(tokenizer, tmp_path)
+
+
+def test_a_tokenizer_that_takes_words_with_boxes_alone_is_not_compared_by_texts(tmp_path):
+    tokenizer = LayoutLMv2Tokenizer(vocab=bert().get_vocab())
+    (tmp_path / "config.json").write_text('{"model_type": "layoutlmv2"}')
+    save_tokenizer(tokenizer, tmp_path)
+    refuse_other_reading(tokenizer, tmp_path)
+    assert type(read_tokenizer(tmp_path)) is LayoutLMv2Tokenizer
+
+
+def test_files_that_were_read_back_once_are_not_read_again(tmp_path, monkeypatch):
+    read, reading = [], AutoTokenizer.from_pretrained
+
+    def counted(*given, **settings):
+        read.append(given)
+        return reading(*given, **settings)
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", counted)
+    tokenizer = bert(do_lower_case=False)
+    tokenizer.add_tokens([f"only {tmp_path.name}"])
+    for number in range(3):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "config.json").write_text(f'{{"model_type": "bert", "pad_token_id": {number}}}')
+        save_tokenizer(tokenizer, folder)
+        refuse_other_reading(tokenizer, folder)
+        tokenizer("good", truncation=True, max_length=5 + number, padding="max_length")
+    assert len(read) == 2
+    # What is set later is another tokenizer.
+    set_normalizer(tokenizer)
+    save_tokenizer(tokenizer, folder)
+    refuse_other_reading(tokenizer, folder)
+    assert len(read) == 4 and AutoTokenizer.from_pretrained(folder)("SUPERB")["input_ids"] == [2, 1, 3]
+
+
+def test_a_config_of_code_that_is_not_run_is_read_without_a_word(tmp_path, said_by_transformers):
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "my_own", "auto_map": {"AutoConfig": "own.OwnConfig"}, "vocab_size": 9}'
+    )
+    save_tokenizer(bert(), tmp_path)
+    refuse_other_reading(bert(), tmp_path)
+    assert not said_by_transformers
 
 
 def test_trying_a_tokenizer_leaves_no_limit_in_its_file(tmp_path):

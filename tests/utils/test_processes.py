@@ -64,6 +64,14 @@ def test_settings_that_say_something_else_than_the_launcher_are_refused(monkeypa
         agree_with_launcher(bf16, fp16)
 
 
+def test_fp16_of_a_launcher_is_refused_on_the_cpu_where_nothing_is_trained_in_it(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(ValueError, match="fp16.*on the CPU.*float32.*launch with --mixed_precision no"):
+        agree_with_launcher(None, None, on_cpu=True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert agree_with_launcher(None, None, on_cpu=True) == (True, False)
+
+
 def test_the_no_of_a_launcher_which_was_perhaps_asked_for_nothing_leaves_the_choice_to_settings(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     assert agree_with_launcher(None, None) == (None, False)

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import safe_open
 from torch import nn
 from transformers import CONFIG_NAME, PreTrainedConfig, PreTrainedModel
 
 from nlpkd.data.labels.classes import settle_classes
 from nlpkd.tasks import fill_in_task
+from nlpkd.utils.disk.files import WEIGHT_FILES
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +118,8 @@ def write_labels(config: Any, folder: Path) -> None:
 def labels_left_out(config: Any, name: str | Path, revision: str | None) -> dict[str, int]:
     """Find the number of labels of a classifier that was saved without, as transformers saves two without names.
 
+    A file written by hand may leave out as many as the family has: weights in a folder tell it.
+
     Args:
         config: as transformers read it, which has the number that the family takes where its file says none.
         name: a local path or a Hub id, where it was read.
@@ -130,4 +134,15 @@ def labels_left_out(config: Any, name: str | Path, revision: str | None) -> dict
     if len(names) in (0, _LEFT_OUT) or not counts or not is_classifier:
         return {}
     entries, _ = PreTrainedConfig.get_config_dict(str(name), revision=revision)
-    return {} if entries.keys() & {"id2label", "num_labels", "_num_labels"} else {"num_labels": _LEFT_OUT}
+    if entries.keys() & {"id2label", "num_labels", "_num_labels"} or _has_rows(Path(name), len(names)):
+        return {}
+    return {"num_labels": _LEFT_OUT}
+
+
+def _has_rows(folder: Path, count: int) -> bool:
+    """Check whether a weight in the folder has so few rows: the outputs of a classifier alone do."""
+    for path in folder.glob(WEIGHT_FILES):
+        with safe_open(path, "pt") as weights:
+            if any(weights.get_slice(name).get_shape()[:1] == [count] for name in weights.keys()):  # noqa: SIM118
+                return True
+    return False
