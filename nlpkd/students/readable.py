@@ -26,6 +26,10 @@ def refuse_unreadable(model: nn.Module) -> None:
         ValueError: if it would; it names them.
     """
     if lost := lost_when_read_back(model):
+        if getattr(model, "base_model", None) is model:
+            raise ValueError(
+                f"a {type(model).__name__} does not classify texts, since it has no head: load it with {_AUTO}"
+            )
         raise ValueError(
             f"the {type(model).__name__} in memory could not be read back once it is saved: {lost}. Give a model "
             f"whose config says all of it (merge an adapter into it; register a class of your own with {_AUTO}), or "
