@@ -112,16 +112,17 @@ def _refuse_two_values(words: list[str], options: Mapping[str, Any]) -> None:
         words: a command line.
         options: the command's, by all of their flags.
     """
-    written: dict[str, tuple[str, str]] = {}
+    written: dict[str, tuple[str, str, str]] = {}
     for place, word in enumerate(words):
-        flag, equals, _ = word.partition("=")
+        flag, equals, value = word.partition("=")
         flag = flag.replace("_", "-")
         option = options.get(flag)
         if option is None or getattr(option, "multiple", False) or getattr(option, "is_flag", False):
             continue
-        told = word if equals else " ".join(words[place : place + 2])
-        before, first = written.setdefault(str(option.name), (flag, told))
-        if first != told and (before != flag or option.name in _FILES):
+        value = value if equals else " ".join(words[place + 1 : place + 2])
+        told = word if equals else f"{word} {value}"
+        before, first, earlier = written.setdefault(str(option.name), (flag, told, value))
+        if earlier != value and (before != flag or option.name in _FILES):
             raise typer.BadParameter(f"{first!r} and {told!r} are two values of one option, which takes one: give one")
 
 

@@ -254,7 +254,8 @@ def after_distilling(folder: str | Path, given: Mapping[str, Any]) -> list[list[
 def repository_of(folder: str | Path) -> str:
     """Return a repository's id that the Hub takes, by the name of a folder, with a user's name to fill in."""
     plain = unicodedata.normalize("NFKD", Path(folder).resolve().name).encode("ascii", "ignore").decode()
-    name = re.sub(r"[-.]*-[-.]*|\.{2,}", "-", re.sub(r"[^\w.-]+", "-", plain))[:96].strip("-.").removesuffix(".git")
+    name = re.sub(r"[-.]*-[-.]*|\.{2,}", "-", re.sub(r"[^\w.-]+", "-", plain))[:96].lstrip("-.")
+    name = re.sub(r"(\.git|[-.])+$", "", name)
     return f"USER/{name or 'student'}"
 
 

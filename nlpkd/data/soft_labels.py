@@ -174,12 +174,12 @@ def add_missing_label_columns(
         names = list(asked.label_names) or _names_in(soft["train"])
         ordered = bool(asked.label_names) or Classes.of_feature(*soft["train"].features.values()) is not None
         by_user = bool(asked.label_names) and not isinstance(asked.label_names, NamesOfModel)
-        if not by_user and (task == SINGLE_LABEL or not ordered):
+        if not by_user:
             # A teacher that labelled these rows says the names itself.
             advice = "Write the names in the column"
             advice += "" if soft and asked.label_names else ", or give label_names in the order of the numbers"
             whose = "soft labels have" if soft and not asked.label_names else "teacher has"
-            refuse_numbers(held_out, label, task, names, whose, advice)
+            refuse_numbers(held_out, label, task, names, whose, advice, ordered=ordered)
         feature = List(Value("int64")) if several else ClassLabel(names=names)
         splits = DatasetDict({**splits, "train": unlabelled(train, feature)})
         asked = replace(asked, label_column=label, problem_type=task, label_names=names)

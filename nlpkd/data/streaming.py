@@ -370,7 +370,7 @@ def column_names(path: str | os.PathLike[str]) -> list[str]:
         ValueError: if the file can't be read or has no rows.
     """
     path = Path(path)
-    rows = stream_rows(path, may_read=lambda _: False)
+    rows = stream_rows(path, may_read=lambda _: False, tell=True)
     first = next(rows, None)
     if first is None:
         raise ValueError(f"{path} has no rows.")

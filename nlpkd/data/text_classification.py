@@ -245,7 +245,7 @@ def load_rows_for_model(
         tokenizer: the model's tokenizer.
         teacher_tokenizer: of further models that read the rows, as for `load_text_classification`.
         data_args: how the rows are read; the task and label names are the model's where they are not given.
-        splits: the first one that is there is taken; see `nlpkd.data.sources.read_measured_rows`.
+        splits: the first one that is there is taken; see `nlpkd.data.one_split.read_measured_rows`.
 
     Returns:
         The split's rows, its name, and all that was loaded.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -67,6 +69,7 @@ class Calibration:
     """What was fitted on a few gold labels, and what it did.
 
     Attributes:
+        gold: hash of the texts and labels that it rests on, in any order.
         rows: with gold labels.
         temperature: that the logarithms (of several labels the log-odds) of the probabilities are divided by.
         priors: what is added to them then, by class.
@@ -74,6 +77,7 @@ class Calibration:
         after: cross-validated: each row is measured by what was fitted on others.
     """
 
+    gold: str
     rows: int
     temperature: float
     priors: dict[str, float]
@@ -233,6 +237,7 @@ class GoldRows:
             held_out[left] = given[left] / parameters[0] + parameters[1]
         temperature, priors = _fit(given, labels, teacher.problem_type)
         calibration = Calibration(
+            gold=self._hash(teacher.classes),
             rows=len(given),
             temperature=temperature,
             priors=dict(zip(teacher.classes, priors.tolist(), strict=True)),
@@ -241,6 +246,12 @@ class GoldRows:
         )
         logger.warning("%s: %s", teacher.describe()["name"], calibration.to_text())
         return CalibratedTeacher(teacher, calibration)
+
+    def _hash(self, classes: Sequence[str]) -> str:
+        """Hash texts and names of labels, those without an answer too: it is the same whatever a teacher answers."""
+        named = [np.take(classes, np.flatnonzero(row) if row.ndim else [row]).tolist() for row in self.labels]
+        rows = sorted(json.dumps([text, *sorted(names)]) for text, names in zip(self.texts, named, strict=True))
+        return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
 
 
 @plain_arguments

@@ -111,7 +111,12 @@ def _correction(described: Mapping[str, Any]) -> str | None:
     if fitted is None:
         return None
     priors = {name: round(value, 4) for name, value in fitted["priors"].items()}
-    told = {"rows": fitted["rows"], "temperature": round(fitted["temperature"], 4), "priors": priors}
+    told = {
+        "gold": fitted["gold"],
+        "rows": fitted["rows"],
+        "temperature": round(fitted["temperature"], 4),
+        "priors": priors,
+    }
     return json.dumps(told, ensure_ascii=False)
 
 

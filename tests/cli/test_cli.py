@@ -419,6 +419,14 @@ def test_two_values_of_one_option_are_refused_with_both(first, second, tmp_path,
     assert parsed("frontier", *given, "--seed", "1", "--seed", "2")["seed"] == 2
 
 
+@pytest.mark.parametrize(
+    "again", [["--test=a.csv"], ["--test", "a.csv"], ["--batch-size=4"], ["--per_device_train_batch_size=4"]]
+)
+def test_one_value_that_is_written_twice_is_taken_however_it_is_written(again):
+    given = ["--teacher", "t", "--train", "x.csv", "--output-dir", "y", "--test", "a.csv", "--batch-size", "4"]
+    assert parsed("frontier", *given, *again) == parsed("frontier", *given)
+
+
 def test_a_single_value_of_a_file_may_begin_like_a_flag(tmp_path):
     (tmp_path / "run.yaml").write_text("run_name: --x\nteacher: t\ntrain: x.csv\noutput_dir: y")
     assert parsed("distill", "--config", str(tmp_path / "run.yaml"))["run_name"] == "--x"

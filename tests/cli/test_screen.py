@@ -14,8 +14,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import typer
+from huggingface_hub.utils import validate_repo_id
+from hypothesis import strategies as st
 
 from nlpkd.cli import app
 from nlpkd.cli.screen import (
@@ -265,6 +268,14 @@ def test_the_next_commands_come_back_whole_from_a_shell(name, tmp_path, capsys):
     for command, words in zip(commands, wanted, strict=True):
         found = subprocess.run(["sh", "-c", f"printf '%s\\0' {command}"], capture_output=True, check=True, text=True)
         assert found.stdout.split("\0")[:-1][-len(words) :] == words == shlex.split(command)[-len(words) :]
+
+
+@hypothesis.given(
+    name=st.text("aZ1_-. ä学/") | st.lists(st.sampled_from([".git", "-", ".", "_", "run", " "])).map("".join)
+)
+@hypothesis.settings(max_examples=300, deadline=None)
+def test_the_hub_takes_the_repository_that_any_folder_is_offered(name):
+    validate_repo_id(repository_of(name))
 
 
 def test_a_text_beside_a_name_is_folded_under_itself_on_a_terminal_alone(capsys):

@@ -5,6 +5,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from samples import QUIET, raw_rows, tiny_bert
 
 from nlpkd import calibrate_teacher, check_labels, distill, label
+from nlpkd.tasks import MULTI_LABEL
 from nlpkd.teachers import FunctionTeacher
 
 GOOD = ("good", "great", "fine")
@@ -66,3 +67,32 @@ def test_numbers_say_no_class_that_has_a_name(door, kind, small, tmp_path):
 def test_numbers_say_classes_that_are_numbers_or_false_and_true(door, classes, small, tmp_path):
     teacher = FunctionTeacher(lambda texts: right(texts, classes), classes, name="right")
     assert through(door, teacher, gold("numbers"), small, tmp_path) == 1
+
+
+SEVERAL = ["rain", "wind", "snow"]
+SKIES = [[1, 0, 0], [0, 1, 1], [0, 0, 0], [1, 0, 1], [1, 1, 0], [0, 0, 1]]
+LISTS = {
+    "zeros and ones": SKIES,
+    "zeros and ones as text": [str(each) for each in SKIES],
+    "ids": [[place for place, on in enumerate(each) if on] for each in SKIES],
+    "names": [[name for name, on in zip(SEVERAL, each, strict=True) if on] for each in SKIES],
+}
+
+
+@pytest.mark.parametrize("door", ["distill", "calibrate_teacher"])
+@pytest.mark.parametrize("kind", LISTS)
+def test_lists_mean_the_teachers_classes_in_their_order(door, kind, small, tmp_path):
+    texts = [" ".join(name if on else "sky" for name, on in zip(SEVERAL, each, strict=True)) for each in SKIES]
+    rows = Dataset.from_dict({"text": texts, "label": LISTS[kind]})
+
+    def right(asked):
+        return [[float(name in text.split()) for name in SEVERAL] for text in asked]
+
+    teacher = FunctionTeacher(right, SEVERAL, name="right", problem_type=MULTI_LABEL)
+    if door == "calibrate_teacher":
+        assert calibrate_teacher(teacher, rows).calibration.before.accuracy == 1
+        return
+    report = distill(
+        teacher, small, train=rows.remove_columns("label"), validation=rows, output_dir=tmp_path, **QUICK
+    ).report
+    assert report.candidates["teacher"].quality["f1_macro"].value == 1

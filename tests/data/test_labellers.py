@@ -6,6 +6,7 @@ from datasets import Dataset
 from nlpkd.data.labels.labellers import CALIBRATION, INPUT_TOKENS, OUTPUT_TOKENS, QUESTION, TEACHER, other_labellers
 
 TOLD = {TEACHER: "m", QUESTION: '"good?"', CALIBRATION: None, INPUT_TOKENS: None, OUTPUT_TOKENS: None}
+FITTED = {CALIBRATION: '{"gold": "a1", "temperature": 0.095}'}
 
 
 def labelled(*rows):
@@ -18,12 +19,16 @@ def labelled(*rows):
         (labelled(), labelled(), None),
         (labelled(), labelled({TEACHER: "n"}), ["teacher"]),
         (labelled(), labelled({QUESTION: '"bad?"'}), ["question"]),
-        (labelled({CALIBRATION: "{}"}), labelled(), ["calibration"]),
+        (labelled(FITTED), labelled(), ["calibration"]),
+        (labelled(FITTED), labelled({CALIBRATION: '{"gold": "b2", "temperature": 0.095}'}), ["calibration"]),
+        (labelled(FITTED), labelled({CALIBRATION: '{"gold": "a1", "temperature": 0.0952}'}), None),
         (labelled(), labelled({TEACHER: "n", QUESTION: "null"}), ["teacher", "question"]),
         (labelled({}, {TEACHER: "n"}), labelled({TEACHER: "n"}, {}), None),
         (labelled({}, {TEACHER: "n"}), labelled(), ["teacher"]),
         (labelled().remove_columns(CALIBRATION), labelled(), None),
-        (labelled().remove_columns(CALIBRATION), labelled({CALIBRATION: "{}"}), ["calibration"]),
+        (labelled().remove_columns(CALIBRATION), labelled(FITTED), None),
+        (labelled(FITTED), labelled().remove_columns(CALIBRATION), None),
+        (labelled({TEACHER: "n"}).remove_columns(CALIBRATION), labelled(FITTED), ["teacher"]),
         # Columns of these names that labelling did not write, and answers that are not there.
         (labelled().remove_columns(INPUT_TOKENS), labelled({QUESTION: "another"}), None),
         (labelled(), labelled({TEACHER: "n"}).remove_columns("soft"), None),

@@ -77,14 +77,26 @@ def test_a_number_of_thousands_of_digits_is_left_out_too(kind, tmp_path):
     assert read_splits(path)[0]["train"].to_dict() == {"text": ["a", "b"], "label": [0, 1]}
 
 
+@pytest.mark.parametrize("value", ["%s", "-%s", "[%s]", '{"a": %s}'])
+def test_a_number_of_thousands_of_digits_that_is_read_is_refused_in_plain_words(value, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a"}\n{"text": %s}' % (value % ("7" * 5000)))
+    with pytest.raises(ValueError, match=r"'text' of .*row 1 holds .*777, .* digits of a number .*: 5000") as told:
+        read_splits(path)
+    assert "Decimal" not in str(told.value) and len(str(told.value)) < 300 + len(str(path))
+
+
 @pytest.mark.parametrize("content", ["text,label,,\na,x,,\nb,y,,\n", ",text,label, \n0,a,x,\n1,b,y,stray\n"])
-def test_columns_without_a_name_are_left_out_where_there_are_several(content, tmp_path, caplog):
+def test_columns_without_a_name_are_left_out_where_there_are_several(content, tmp_path, tokenizer, caplog):
     for suffix, delimiter in ((".csv", ","), (".tsv", "\t")):
         path = tmp_path / f"rows{suffix}"
         path.write_text(content.replace(",", delimiter))
         expected = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
         caplog.clear()
         assert read_splits(path)[0]["train"].to_list() == expected == list(stream_rows(path))
+        assert caplog.text.count("2 columns without a name are left out") == 1
+        caplog.clear()
+        load_text_classification(path, tokenizer=tokenizer, streaming=True)
         assert caplog.text.count("2 columns without a name are left out") == 1
         path.write_text("label,text,\nx,a\n".replace(",", delimiter))
         with pytest.raises(ValueError, match="Line 2 of .* has 2 cells, and the header has 3"):

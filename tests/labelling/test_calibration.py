@@ -1,13 +1,16 @@
 """A few gold labels mend a teacher's temperature and its bias for some classes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.special import expit, log_softmax, logit, softmax
 
 from nlpkd import label, read_splits
+from nlpkd.data.labels.labellers import other_labellers
 from nlpkd.labelling.calibration import Calibration, calibrate_teacher
 from nlpkd.labelling.rows import answers_beside
-from nlpkd.tasks import MULTI_LABEL
+from nlpkd.tasks import MULTI_LABEL, SINGLE_LABEL
 from nlpkd.teachers import FunctionTeacher
 
 CLASSES = ["sport", "art", "work"]
@@ -115,6 +118,41 @@ def test_a_calibration_is_described_with_the_teacher():
     assert isinstance(fitted.calibration, Calibration)
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_files_corrected_by_the_same_gold_rows_are_alike_whatever_the_teacher_answers_them(several, tmp_path):
+    texts, labels = world(12, 0)
+    draw = np.random.default_rng(0)
+
+    def labelled(gold, name, refused=()):
+        def served(asked):
+            found = biased(asked) + draw.normal(0, 1e-3, (len(asked), 3))
+            found = np.clip(found, 1e-3, 1 - 1e-3)
+            found = found if several else found / found.sum(axis=1, keepdims=True)
+            return [[7.0, 0, 0] if text in refused else each for text, each in zip(asked, found, strict=True)]
+
+        teacher = FunctionTeacher(
+            served, CLASSES, name="served", problem_type=MULTI_LABEL if several else SINGLE_LABEL, rows_per_call=1
+        )
+        label(teacher, [{"text": text} for text in texts], output=tmp_path / name, gold=gold)
+        return read_splits(tmp_path / name)[0]["train"]
+
+    def rows(labels):
+        found = rows_of(texts, labels)
+        return [row | {"label": [row["label"].lower()]} for row in found] if several else found
+
+    train = labelled(rows(labels), "train.parquet")
+    splits = {
+        "noisy": labelled(rows(labels), "noisy.parquet"),
+        "in another order": labelled(rows(labels)[::-1], "order.parquet"),
+        "one refused": labelled(rows(labels), "refused.parquet", refused=texts[:1]),
+        "other labels": labelled(rows((labels + 1) % 3), "labels.parquet"),
+        "fewer": labelled(rows(labels)[1:], "fewer.parquet"),
+    }
+    assert train["teacher_calibration"][0] != splits["noisy"]["teacher_calibration"][0]
+    found = other_labellers({"train": train, **splits}, "probabilities")
+    assert found == {"other labels": ["calibration"], "fewer": ["calibration"]}
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 def test_the_label_column_is_the_one_that_is_named_wherever_it_stands(reverse):
     texts, labels = world(30, 0)
@@ -179,4 +217,5 @@ def test_gold_rows_that_the_teacher_does_not_answer_are_told_and_left_out(tmp_pa
     found = calibrate_teacher(FunctionTeacher(sometimes, CLASSES), rows, answers=answers).calibration
     assert "row 4 of the gold labels (" in caplog.text
     others = [row for number, row in enumerate(rows_of(texts, labels)) if number != 3]
-    assert found == calibrate_teacher(FunctionTeacher(biased, CLASSES), others).calibration
+    alike = calibrate_teacher(FunctionTeacher(biased, CLASSES), others).calibration
+    assert replace(found, gold=alike.gold) == alike

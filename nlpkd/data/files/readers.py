@@ -42,12 +42,15 @@ _ROWS_AT_ONCE = 10_000
 _ESCAPED_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def stream_rows(path: str | os.PathLike[str], may_read: MayRead = lambda _: True) -> Iterator[dict[str, Any]]:
+def stream_rows(
+    path: str | os.PathLike[str], may_read: MayRead = lambda _: True, *, tell: bool = False
+) -> Iterator[dict[str, Any]]:
     """Read a file row by row, in memory that does not grow with it.
 
     Args:
         path: a jsonl, csv, tsv (quotes are plain characters) or parquet file; values as `read_table` gives them.
         may_read: whether a column of a name may be one that is read; what others hold is given as it is.
+        tell: whether the log says which columns are left out, as it does where a file is read whole.
 
     Returns:
         The rows, a key for each column.
@@ -63,7 +66,7 @@ def stream_rows(path: str | os.PathLike[str], may_read: MayRead = lambda _: True
         return _parquet_rows(path)
     if suffix == ".jsonl":
         return _json_lines(path, may_read)
-    return _rows_of_cells(path)
+    return _rows_of_cells(path, tell)
 
 
 def read_table(path: str | os.PathLike[str], may_read: MayRead) -> pa.Table:
@@ -222,8 +225,8 @@ def _refuse_other_delimiter(path: Path, delimiter: str) -> None:
             )
 
 
-def _rows_of_cells(path: Path) -> Iterator[dict[str, str]]:
-    cells = _cells(path)
+def _rows_of_cells(path: Path, tell: bool) -> Iterator[dict[str, str]]:
+    cells = _cells(path, tell)
     header = next(cells)
     return (dict(zip(header, row, strict=True)) for row in cells)
 

@@ -206,7 +206,8 @@ def _odd_value(values: Mapping[int, Any]) -> str | None:
         try:
             pa.array([value])
         except UNFIT as error:
-            return f"row {row} holds {_shortened(value)}, which no column can: {error}."
+            reason = str(error).replace("Decimal precision", "digits of a number")
+            return f"row {row} holds {_shortened(value)}, which no column can: {reason}."
         if value is not None:
             kinds.setdefault(type(value).__name__, row)
     if len(kinds) > 1:
@@ -217,6 +218,7 @@ def _odd_value(values: Mapping[int, Any]) -> str | None:
 
 def _shortened(value: Any) -> str:
     try:
-        return f"{value!r:.80}"
+        # Numbers of thousands of digits in a JSON file are read as decimals.
+        return f"{value!r:.80}".replace("Decimal('", "")
     except ValueError:
         return "an integer of thousands of digits"

@@ -20,8 +20,12 @@ def refuse_numbers(
     names: Sequence[str],
     whose: str,
     advice: str = "Write the names in the column",
+    *,
+    ordered: bool = True,
 ) -> None:
-    """Refuse labels that are numbers where the classes have names in no order that numbers could mean.
+    """Refuse labels that are numbers where the classes have names, and nothing says which number means which name.
+
+    Lists of zeros and ones, or of ids, mean names that have an order. A single number may be of another one.
 
     Args:
         splits: the rows, by name.
@@ -31,11 +35,14 @@ def refuse_numbers(
             (`LABEL_0`), and 0 and 1 mean false and true.
         whose: the names, such as "teacher has".
         advice: what to do.
+        ordered: whether the names come in an order, as those of a teacher do.
 
     Raises:
         ValueError: for the first split with such labels.
     """
     if not isinstance(column, str) or _are_no_and_yes(names) or Classes.of(names).is_generic:
+        return
+    if task == MULTI_LABEL and ordered:
         return
     for split, data in splits.items():
         number: Any = None

@@ -32,7 +32,9 @@ def plain_text(text: str) -> str:
     """
     # A mark may reach its letter only where what stood between them is gone, and folding takes composed letters apart.
     seen = _UNSEEN.sub("", unicodedata.normalize("NFKC", text))
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", seen).casefold())
+    folded = unicodedata.normalize("NFKC", seen).casefold()
+    # The capital of Turkish "ı" is I, and the small letter of İ is i, which folding keeps apart.
+    return unicodedata.normalize("NFKC", folded.replace("i\u0307", "i").replace("ı", "i"))
 
 
 def plain_texts(texts: pa.Array) -> pa.Array:
