@@ -59,6 +59,9 @@ LONG_TESTS = {
 }
 """Tests of half a minute and more, by name, which `make test-long` runs."""
 
+FEW_OBJECTS = 30_000
+"""As many are looked through in some milliseconds."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option that runs long tests too."""
@@ -78,6 +81,14 @@ def pytest_collection_finish() -> None:
     """Leave what is imported and collected out of garbage collection: every training collects garbage."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _imports_out_of_garbage_collection():
+    """Leave what the files before imported out of garbage collection too, which took up to half a second each time."""
+    if len(gc.get_objects()) > FEW_OBJECTS:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)
