@@ -165,3 +165,14 @@ def said_by_transformers():
     logger.addHandler(handler)
     yield records
     logger.removeHandler(handler)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, tokenizer) -> Path:
+    """The folder of a small classifier with its tokenizer."""
+    from samples import tiny_bert
+
+    folder = tmp_path_factory.mktemp("small")
+    tiny_bert().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

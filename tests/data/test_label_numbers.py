@@ -2,7 +2,7 @@
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
-from samples import QUIET, raw_rows, tiny_bert
+from samples import QUIET, raw_rows
 
 from nlpkd import calibrate_teacher, check_labels, distill, label
 from nlpkd.tasks import MULTI_LABEL
@@ -10,14 +10,6 @@ from nlpkd.teachers import FunctionTeacher
 
 GOOD = ("good", "great", "fine")
 QUICK = {**QUIET, "max_steps": 1, "max_length": 64}
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory, tokenizer):
-    folder = tmp_path_factory.mktemp("small")
-    tiny_bert().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def right(texts, classes):

@@ -24,14 +24,6 @@ def judge(texts):
     return [[each, 1 - each] for each in likely]
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory, tokenizer):
-    folder = tmp_path_factory.mktemp("small")
-    tiny_bert().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 def texts_file(folder):
     path = folder / "texts.csv"
     raw_rows(160, seed=1).remove_columns("label").to_csv(path)

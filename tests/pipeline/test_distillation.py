@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 from label_server import LabelServer
-from samples import QUIET, raw_rows, tiny_bert
+from samples import QUIET, raw_rows
 from torch import nn
 from transformers import BertForSequenceClassification
 
@@ -19,14 +19,6 @@ from nlpkd.teachers import DecisionTeacher, FunctionTeacher
 QUESTION = {"type": "choice", "instructions": "Is it good?", "criteria": {"neg": None, "pos": None}}
 
 QUICK = {**QUIET, "max_steps": 1, "save_strategy": "no", "max_length": 64}
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory, tokenizer):
-    folder = tmp_path_factory.mktemp("small")
-    tiny_bert().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -22,14 +22,6 @@ QUICK = {
 }
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory, tokenizer):
-    folder = tmp_path_factory.mktemp("small")
-    tiny_bert().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 def texts():
     rows = raw_rows(400, seed=1)["text"][:]
     return [{"text": f"{text}"} for text in rows]
